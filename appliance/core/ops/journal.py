@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from datetime import datetime
 from pathlib import Path
 
@@ -50,10 +51,11 @@ def _elsewhere(layout: Layout) -> str:
         return "serve writes its log to stderr: start it with `gitmirror.pyz serve 2> serve.log`, or install it"
     try:
         target = os.readlink(f"/proc/{owner.pid}/fd/2")
+        is_file = stat.S_ISREG(os.stat(f"/proc/{owner.pid}/fd/2").st_mode)
     except OSError:
         return f"the log is the stderr of serve, process {owner.pid}"
-    if target.startswith("/dev/"):
-        return f"serve, process {owner.pid}, writes its log to {target}, the terminal or device that it was started on"
-    if target.startswith("/"):
+    if is_file:
         return f"serve, process {owner.pid}, writes its log to a file: `tail -f {target}`"
+    if target.startswith("/"):
+        return f"serve, process {owner.pid}, writes its log to {target}, the terminal or device that it was started on"
     return f"serve, process {owner.pid}, writes its log into a {target.partition(':')[0]} that another process reads"
