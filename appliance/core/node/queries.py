@@ -149,8 +149,14 @@ class NodeQueries:
         """Hydrations that ended, newest first."""
         return self._open().activity.newest(limit, repo=name)
 
+    def transfers(self) -> list[dict[str, Any]]:
+        """What guests are being sent now, the oldest first; nothing without a `serve`, or with one of before."""
+        with contextlib.suppress(NotFound, NotServing):
+            return self.node.current().transfers()
+        return []
+
     def hydration_counts(self, since: float, width: float) -> list[dict[str, Any]]:
-        """How many hydrations ended in each interval of `width` seconds after `since`: `{repo, slot, way, count}`."""
+        """How many hydrations were completed in each slot of `width` seconds: `{repo, slot, way, count}`."""
         return self._open().activity.counts(since, width)
 
     def pushes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
