@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.core.fetch_progress import FetchProgress
+from appliance.core.events.fetch_progress import FetchProgress
 
 
 @pytest.mark.parametrize(

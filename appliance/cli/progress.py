@@ -8,7 +8,7 @@ import threading
 import time
 from types import TracebackType
 
-from appliance.core.fetch_progress import FetchProgress
+from appliance.core.events.fetch_progress import FetchProgress
 from appliance.core.units import format_duration, format_size
 
 EVERY = 5.0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.core.fetch_progress import FetchProgress
+from appliance.core.events.fetch_progress import FetchProgress
 from appliance.core.git.failures import Kind
 from appliance.core.models import RefChange, Repo
 from appliance.core.refresh.left_out import in_one_sentence

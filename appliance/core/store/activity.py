@@ -80,16 +80,17 @@ class ActivityStore:
             found = rows(connection, "SELECT * FROM hydrations WHERE id > ? ORDER BY id LIMIT 1000", last)
         return [_document(row) for row in found]
 
-    def since(self, at: float, most: int) -> list[dict[str, Any]]:
-        """The rows since Unix second `at`, oldest first; of more than `most`, the newest."""
+    def since(self, at: float, last: int, most: int) -> list[dict[str, Any]]:
+        """The rows since Unix second `at` with an id above `last`, oldest first; of more than `most`, the newest."""
         with self._database.reading() as connection:
             # By the ids, because no index has the times: only the newest rows are looked at.
             found = rows(
                 connection,
-                """SELECT * FROM hydrations WHERE id > (SELECT coalesce(max(id), 0) FROM hydrations) - ?1 AND at >= ?2
-                   ORDER BY id""",
-                most,
+                """SELECT * FROM hydrations WHERE at >= ?1
+                   AND id > max(?2, (SELECT coalesce(max(id), 0) FROM hydrations) - ?3) ORDER BY id""",
                 at,
+                last,
+                most,
             )
         return [_document(row) for row in found]
 

@@ -29,7 +29,7 @@ def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
     return [
         Column("UTC", lambda entry: cell(time.strftime("%H:%M:%S", time.gmtime(entry.at)), "dim"), 8, 1),
         Column("KIND", lambda entry: cell(kinds[entry.kind], "dim"), 7, 3),
-        Column("HOW", lambda entry: entry.said, 10, 0),
+        Column("HOW", lambda entry: entry.said, 12, 0),
         *([Column("REPOSITORY", lambda entry: cell(entry.repo), 16, 1, 24)] if with_repo else []),
         Column("WHAT", lambda entry: cell(entry.what), 16, 0, 40, grows=True),
         Column("BYTES", lambda entry: cell("" if entry.bytes is None else size(entry.bytes)), 8, 4, right=True),
