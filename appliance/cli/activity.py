@@ -1,4 +1,4 @@
-"""`activity`: the history of hydrations."""
+"""`activity`: the history of hydrations, and those that run now."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any
 import click
 
 from appliance.cli.context import Options, json_option, pass_options
-from appliance.cli.output import print_cells, print_json, print_json_line, print_table
+from appliance.cli.output import print_cells, print_json, print_json_line, print_table, say
+from appliance.core.errors import UsageError
 from appliance.core.units import format_duration, format_size
 
 POLL = 0.5
-HEADERS = ("AT", "REPOSITORY", "SHAPE", "WAY", "PROTOCOL", "BYTES", "FIRST BYTE", "TOOK", "CLIENT", "GUEST")
-RIGHT = ("BYTES", "FIRST BYTE", "TOOK")
+HEADERS = ("AT", "REPOSITORY", "SHAPE", "WAY", "ENDED", "PROTOCOL", "BYTES", "FIRST BYTE", "TOOK", "CLIENT", "GUEST")
+RIGHT = ("BYTES", "FIRST BYTE", "TOOK", "OF", "SPEED", "SINCE")
+NOW = ("SINCE", "REPOSITORY", "SHAPE", "WAY", "PROTOCOL", "BYTES", "OF", "SPEED", "CLIENT", "GUEST")
+ENDS = {"aborted": "broken off"}
+"""How an outcome is called where people read it, if not by its own word."""
 
 
 @click.command()
@@ -25,18 +29,28 @@ RIGHT = ("BYTES", "FIRST BYTE", "TOOK")
 @click.option(
     "--follow", is_flag=True, help="Keep printing new rows, one a line, until Ctrl-C; with --json, as JSON lines."
 )
+@click.option("--now", is_flag=True, help="Show what guests are being sent at this moment instead, oldest first.")
 @json_option
 @pass_options
-def activity(options: Options, repo: str | None, guest: str | None, limit: int, follow: bool, as_json: bool) -> None:
+def activity(
+    options: Options, repo: str | None, guest: str | None, limit: int, follow: bool, now: bool, as_json: bool
+) -> None:
     """List hydrations, newest first.
 
-    Each row says which guest fetched what, how it was served, and how fast. With --follow, the oldest come first.
+    Each row says which guest fetched what, how it was served, how it ended, and how fast. A hydration that its guest
+    broke off shows the bytes that were sent. With --follow, the oldest come first.
 
     \b
     Examples:
       gitmirror.pyz activity --repo jomcgi/homelab --limit 10
       gitmirror.pyz activity --follow
+      gitmirror.pyz activity --now
     """
+    if now:
+        if follow:
+            raise UsageError("--now and --follow exclude each other", hint="`activity --follow` prints what has ended")
+        _print_running(options, repo, guest, limit, as_json)
+        return
     node = options.node()
     store = node.stores().activity
     found = store.newest(limit, repo=repo, guest=guest)
@@ -64,12 +78,44 @@ def activity(options: Options, repo: str | None, guest: str | None, limit: int, 
         return
 
 
+def _print_running(options: Options, repo: str | None, guest: str | None, limit: int, as_json: bool) -> None:
+    """Prints the hydrations that run now."""
+    running = [
+        each
+        for each in options.node().current().transfers()
+        if repo in (None, each["repo"]) and guest in (None, each["guest"])
+    ][:limit]
+    if as_json:
+        print_json(running)
+    elif running:
+        print_table(NOW, [_running_row(each) for each in running], right=RIGHT)
+    else:
+        say("No guest is being sent anything now.")
+
+
+def _running_row(row: dict[str, Any]) -> tuple[Any, ...]:
+    speed = round(row["bytes"] / row["seconds"]) if row["seconds"] else 0
+    return (
+        format_duration(row["seconds"]),
+        row["repo"],
+        row["shape"],
+        row["way"] or "being looked for",
+        row["protocol"],
+        format_size(row["bytes"]),
+        "" if row["size"] is None else format_size(row["size"]),
+        f"{format_size(speed)}/s",
+        row["client"],
+        row["guest"],
+    )
+
+
 def _row(row: dict[str, Any]) -> tuple[Any, ...]:
     return (
         row["at"],
         row["repo"],
         row["shape"],
         row["way"],
+        ENDS.get(row["outcome"], row["outcome"]),
         row["protocol"],
         format_size(row["bytes"]),
         format_duration(row["first_byte"]),

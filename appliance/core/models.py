@@ -184,7 +184,8 @@ class Hydration:
     """A guest received its objects. `way` is how they were served (hit, joined, miss, direct, snapshot).
 
     `want` is the first of `wants` object ids, `shape` is the request in a few words. `first_byte` and `seconds` are the
-    seconds until the first byte and until the end.
+    seconds until the first byte and until the end. `outcome` is `complete`, `aborted` (the guest broke it off, or was
+    cut off because it read nothing) or `failed`; then `bytes` are those that were sent.
     """
 
     repo: str
@@ -198,6 +199,7 @@ class Hydration:
     client: str
     protocol: str
     guest: str | None = None
+    outcome: str = "complete"
 
 
 @dataclass(frozen=True)

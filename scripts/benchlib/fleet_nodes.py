@@ -33,7 +33,7 @@ from appliance.core.fleet.nodes import Described, Nodes
 from appliance.core.fleet.objects import ObjectShelf
 from appliance.core.fleet.wire import read, write
 from appliance.core.models import Health, Repo
-from appliance.core.refresh.refresher import MirrorFacts, RefreshRun
+from appliance.core.refresh.runs import MirrorFacts, RefreshRun
 
 BUNDLE = 3000
 """Bytes of the bundle of a turn that changed a few files."""

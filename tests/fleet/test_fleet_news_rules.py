@@ -16,7 +16,7 @@ from appliance.core.git.failures import Kind
 from appliance.core.models import Health, Repo
 from appliance.core.refresh.attempt import conclude
 from appliance.core.refresh.failure import HeardFailure
-from appliance.core.refresh.refresher import Heard, MirrorFacts
+from appliance.core.refresh.runs import Heard, MirrorFacts
 from appliance.core.refresh.schedule import delay_of_hearer
 
 URL = "https://example.com/acme/widgets"

@@ -20,7 +20,8 @@ from appliance.core.maintenance.maintainer import Maintainer
 from appliance.core.models import Health, RefChange, Repo
 from appliance.core.node.state_dir import make_git, make_state
 from appliance.core.process.owner import claim
-from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun
+from appliance.core.refresh.refresher import Refresher
+from appliance.core.refresh.runs import MirrorFacts, RefreshRun
 from appliance.core.store.health import HealthStore
 from tests.support.gitutil import refs
 

@@ -24,7 +24,8 @@ from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.node.state_dir import make_git, open_stores
 from appliance.core.process.owner import claim
-from appliance.core.refresh.refresher import Refresher, RefreshRun
+from appliance.core.refresh.refresher import Refresher
+from appliance.core.refresh.runs import RefreshRun
 from tests.conftest import WIDGETS
 from tests.recording.conftest import AGENTS, ARCHIVE, TURNS, Book, record_turn
 from tests.serving.conftest import SETTLED, Node, wait_settled

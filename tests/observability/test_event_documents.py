@@ -69,6 +69,7 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
             "client": "10.0.0.7",
             "protocol": "git",
             "guest": None,
+            "outcome": "complete",
         },
     ),
     (

@@ -11,7 +11,8 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
 from appliance.core.models import Health, Repo
 from appliance.core.refresh.attempt import attempt, conclude
-from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun
+from appliance.core.refresh.refresher import Refresher
+from appliance.core.refresh.runs import MirrorFacts, RefreshRun
 from appliance.core.refresh.schedule import BACKOFF_START
 
 REPO = Repo(1, "acme/widgets", "https://example.com/acme/widgets", None, "cli", None, True, 0.0)

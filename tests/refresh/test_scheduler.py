@@ -15,7 +15,8 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.events.facts import Event, RefreshEnded, RefsMoved
 from appliance.core.models import HeadChange, Health, RefChange, RefreshOutcome, Repo
 from appliance.core.refresh import schedule, scheduler
-from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun
+from appliance.core.refresh.refresher import Refresher
+from appliance.core.refresh.runs import MirrorFacts, RefreshRun
 from appliance.core.refresh.scheduler import Cancelled, Scheduler, Settings
 from appliance.core.store.write_behind import WriteBehind
 

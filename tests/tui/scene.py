@@ -44,11 +44,34 @@ PULSE: dict[str, Any] = {
     "warnings": [],
     "cache": {"hits": 980, "joined": 12, "misses": 41, "direct": 7, "bytes": 3 * 2**30, "budget": 10 * 2**30},
     "cloning": ["acme/new"],
+    "clones": {
+        "acme/new": {
+            "phase": "receiving objects",
+            "percent": 45,
+            "objects": 450_123,
+            "total": 1_000_000,
+            "bytes": 1_300_000_000,
+            "speed": 12_600_000.0,
+            "seconds": 140.0,
+        },
+    },
     "known_guests": {
         "count": 4,
         "problems": {"vm-9": "cannot listen on /run/fc/vm-9/v.sock_9418: No such file or directory"},
     },
 }
+TRANSFERS: list[dict[str, Any]] = [
+    {
+        "id": 1, "repo": WIDGETS, "want": "7" * 40, "shape": "workspace.tar", "way": "snapshot", "protocol": "http",
+        "road": "unix", "client": "unix:vm-7", "guest": "vm-7", "started_at": "2026-01-31T11:59:47Z", "seconds": 12.5,
+        "bytes": 450_000_000, "size": 1_000_000_000,
+    },
+    {
+        "id": 2, "repo": WIDGETS, "want": "7" * 40, "shape": "depth 1, blob:none", "way": "miss", "protocol": "git",
+        "road": "tcp", "client": "10.0.3.77", "guest": None, "started_at": "2026-01-31T11:59:59Z", "seconds": 0.6,
+        "bytes": 0, "size": None,
+    },
+]  # fmt: skip
 STORAGE: dict[str, Any] = {
     "used": 8 * 2**30,
     "budget": 20 * 2**30,
@@ -100,10 +123,14 @@ class FixedQueries(NodeQueries):
     """Reads a real database, and makes up what only a running serve and the machine know."""
 
     told: dict[str, Any] | None = PULSE
+    sent: list[dict[str, Any]] = []  # noqa: RUF012 - each scene sets its own
     room = Disk(500 * 10**9, 194 * 10**9, STORAGE)
 
     def pulse(self) -> dict[str, Any] | None:
         return self.told
+
+    def transfers(self) -> list[dict[str, Any]]:
+        return self.sent if self.told else []
 
     def disk(self) -> Disk:
         super().disk()
@@ -134,12 +161,14 @@ class Scene:
     state: Path
     pulse: dict[str, Any] | None = field(default_factory=lambda: PULSE)
     checks: list[doctor.Check] = field(default_factory=lambda: CHECKS)
+    sent: list[dict[str, Any]] = field(default_factory=list)
+    """What guests are being sent."""
 
     def app(self, monkeypatch: pytest.MonkeyPatch) -> Tui:
         """The view of it, at NOW for ever."""
         monkeypatch.setattr(doctor, "examine", lambda _: self.checks)
         queries = FixedQueries(Node(Layout(self.state), load_config(None), create=False), clock=lambda: NOW)
-        queries.told = self.pulse
+        queries.told, queries.sent = self.pulse, self.sent
         app = Tui(queries, clock=lambda: NOW)
         app.context.follower.events = StillEvents(app, self.pulse is not None)  # type: ignore[assignment]
         return app

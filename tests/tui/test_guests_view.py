@@ -22,15 +22,15 @@ from appliance.core.node.state_dir import open_stores
 from appliance.tui.app import Tui
 from appliance.tui.data import follower
 from appliance.tui.data.activity import ActivityFeed
-from appliance.tui.data.rows import GuestRow
 from appliance.tui.data.session_query import Found, parse_query
+from appliance.tui.data.traffic import GuestLine
 from appliance.tui.screens.session_list import SessionList
 from appliance.tui.widgets.listing import Listing
 from tests.conftest import WIDGETS
 from tests.support.serve import ROOT
 from tests.tui.conftest import Node
 from tests.tui.drive import NARROW, Seen, drive, make_app
-from tests.tui.scene import NOW, PULSE, Scene, build, build_empty
+from tests.tui.scene import NOW, PULSE, TRANSFERS, Scene, build, build_empty
 from tests.tui.test_session_list import row
 
 Make = Callable[[str, Callable[[Path], object]], Path]
@@ -42,7 +42,7 @@ GUESTS = 1000
 @pytest.fixture(scope="session")
 def scene(make_once: Make) -> Scene:
     """A node with four known guests."""
-    return Scene(make_once("scene", build))
+    return Scene(make_once("scene", build), sent=TRANSFERS)
 
 
 def names(seen: Seen) -> list[str]:
@@ -59,19 +59,19 @@ def tones(seen: Seen, words: str) -> str:
 
 @pytest.mark.parametrize("size", [NARROW, (120, 40), (160, 48)], ids=["narrow", "usual", "wide"])
 def test_what_is_known_of_them(scene: Scene, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
-    """Name, way, sessions, what it did last and when its time ends fit 80x24; what is readable needs more room."""
+    """Name, what it does, how much, how fast and since when fit 80x24; the road and the rest need more room."""
 
     async def script(seen: Seen) -> None:
         await seen.press("5")
-        await seen.shows("4 guests", "▲ 1 cannot come", "by problem")
+        await seen.shows("11 guests, 4 known", "▲ 1 cannot come", "▲ 1 slow", "◌ 2 served now", "by trouble")
         await seen.settled()
-        line = seen.line(" vm-7 ")
-        for words in ("vm-7/v.sock", "docs-*", "54s", "hydrated", "8h 10m"):
+        line = seen.line("▲ vm-7 ")
+        for words in ("◌ receives acme/", "429 MiB", "12s", "now"):
             assert words in line, line
-        assert ("acme/search" in line) == (size[0] > 100)
-        reader = seen.line("reviewer")
-        assert "token" in reader and "none" in reader and "never" in reader and "over" in reader
-        assert "10.0.3.200" in seen.line("builder-with")
+        assert ("unix socket" in line) == ("8h 10m" in line) == (size[0] > 100)
+        assert ("docs-*" in line) == ("acme/search" in line) == (size[0] > 150)
+        assert "never" in seen.line("reviewer")
+        assert "hydrated acme/" in seen.line(" 10.0.3.2 ") and "45s" in seen.line(" 10.0.3.2 ")
         assert max(map(len, seen.text.splitlines())) <= size[0]
 
     drive(scene.app(monkeypatch), script, size)
@@ -87,13 +87,13 @@ def test_one_that_cannot_come_is_first_and_says_why(scene: Scene, monkeypatch: p
             PROBLEM, "comes by /run/fc/vm-9/v.sock_9418 (git) and", "may write fix-dns; may read every open"
         )
         assert names(seen)[0] == "vm-9" and "▲ vm-9" in seen.text
-        assert tones(seen, "/run/fc/vm-9") == "warn" and tones(seen, "/run/fc/vm-7") == "dim"
+        assert tones(seen, "/run/fc/vm-9") == "warn" and tones(seen, "10.0.3.200") == "dim"
         await seen.press("4")
         await seen.shows("4 known", "▲ 1 cannot come")
         await seen.press("5")
         seen.app.context.queries.told = PULSE | {"known_guests": {"count": 4, "problems": {}}}  # type: ignore[attr-defined]
-        await seen.hides("▲", PROBLEM)
-        assert names(seen)[0] == LONGEST_NAME
+        await seen.hides("cannot come", PROBLEM)
+        assert names(seen)[:3] == ["vm-7", "10.0.3.77", LONGEST_NAME]
 
     drive(scene.app(monkeypatch), script, NARROW)
 
@@ -104,31 +104,33 @@ def test_filter_and_order(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None
 
     async def script(seen: Seen) -> None:
         await seen.press("5")
-        await seen.shows("4 guests")
+        await seen.shows("4 known")
         for words, found in (
             ("docs-*", ["vm-7"]),
             ("only acme", ["reviewer"]),
             ("cannot listen", ["vm-9"]),
+            ("slow", ["vm-7"]),
             ("zz vm", []),
         ):
             await seen.press("slash")
             await seen.type(words)
             assert names(seen) == found
             await seen.press("enter")
-        await seen.shows("0 of 4 guests", "No guest matches zz vm. Escape clears the filter.")
+        await seen.shows("0 of 11 guests", "No guest matches zz vm. Escape clears the filter.")
         await seen.press("escape")
         by_name = sorted(names(seen))
         orders = []
-        for _ in range(4):
+        for _ in range(5):
             await seen.press("s")
             await seen.settled()
             orders.append((seen.text.splitlines()[1].rsplit("by ", 1)[1], names(seen)))
-        assert orders == [
-            ("name", by_name),
-            ("last", ["vm-7", LONGEST_NAME, "reviewer", "vm-9"]),
-            ("expiry", ["reviewer", "vm-7", LONGEST_NAME, "vm-9"]),
-            ("problem", ["vm-9", LONGEST_NAME, "reviewer", "vm-7"]),
-        ]
+        strangers = [f"10.0.3.{number}" for number in range(2, 8)]
+        assert [order for order, _ in orders] == ["name", "last", "hydrations", "expiry", "trouble"]
+        assert orders[0][1] == by_name
+        assert orders[1][1][:4] == ["vm-7", "10.0.3.77", "10.0.3.6", "10.0.3.5"]
+        assert orders[2][1][:5] == strangers[:5]
+        assert orders[3][1][:2] == ["reviewer", "vm-7"]
+        assert orders[4][1] == ["vm-9", "vm-7", "10.0.3.77", LONGEST_NAME, "reviewer", *strangers]
 
     drive(scene.app(monkeypatch), script, NARROW)
 
@@ -140,7 +142,8 @@ def test_enter_goes_to_its_sessions(scene: Scene, monkeypatch: pytest.MonkeyPatc
     async def script(seen: Seen) -> None:
         for _ in range(2):
             await seen.press("5")
-            await seen.shows("4 guests")
+            await seen.shows("4 known")
+            await seen.settled()
             seen.app.screen.query_one("#list", Listing).select("vm-7")
             await seen.press("enter")
             await seen.shows("1 of 2 sessions", "fix-login-timeout", "guest:vm-7", "vm-7 from 10.0.3.2")
@@ -150,8 +153,11 @@ def test_enter_goes_to_its_sessions(scene: Scene, monkeypatch: pytest.MonkeyPatc
         await seen.press("escape", "escape")
         await seen.shows("2 sessions", "a-session-with-a")
         await seen.press("5", "home")
-        await seen.shows("4 guests")
+        await seen.shows("4 known")
+        seen.app.screen.query_one("#list", Listing).select("10.0.3.2")
         await seen.press("enter")
+        await seen.says("10.0.3.2 is not known by name")
+        await seen.press("home", "enter")
         await seen.shows("No session matches guest:vm-9. Escape clears the filter.")
 
     drive(scene.app(monkeypatch), script, NARROW)
@@ -241,12 +247,14 @@ def test_no_serve_or_one_that_is_older(
 
     async def script(seen: Seen) -> None:
         await seen.press("5")
-        await seen.shows("4 guests", "vm-7", "vm-9")
-        assert "▲" not in seen.text and names(seen)[0] == LONGEST_NAME
+        await seen.shows("4 known", "vm-7", "vm-9")
+        assert "cannot come" not in seen.text and LONGEST_NAME in names(seen)[:3]
         await seen.press("4")
         await seen.settled()
         assert " known" not in seen.text
-        await seen.press("5", "D")
+        await seen.press("5")
+        seen.app.screen.query_one("#list", Listing).select(LONGEST_NAME)
+        await seen.press("D")
         if pulse is None:
             await seen.says("serve is not running")
         else:
@@ -309,35 +317,42 @@ def test_what_it_does_appears_at_once(node: Node, monkeypatch: pytest.MonkeyPatc
 def test_one_is_removed(node: Node, tmp_path: Path) -> None:
     """From here after a question, by somebody else while it is chosen, and by somebody else while it is asked about."""
     for number in range(4):
-        know(node, f"vm-{number}", unix=str(tmp_path / f"{number}.sock"))
+        know(node, f"box-{number}", unix=str(tmp_path / f"{number}.sock"))
 
     async def script(seen: Seen) -> None:
+        async def has(many: int) -> None:
+            await seen.until(
+                lambda: sum(name.startswith("box-") for name in names(seen)) == many, f"{many} of them are known"
+            )
+
         await seen.press("5")
-        await seen.shows("4 guests", "● serving")
+        await seen.shows("● serving")
+        await has(4)
+        listing: Listing[GuestLine] = seen.app.screen.query_one("#list", Listing)
+        listing.select("box-0")
         await seen.press("down", "D")
-        await seen.shows("Remove the guest vm-1?", "What it recorded stays")
+        await seen.shows("Remove the guest box-1?", "What it recorded stays")
         await seen.press("enter")
         await seen.hides("Remove the guest")
         assert (tmp_path / "1.sock_9418").exists()
         await seen.press("D")
-        await seen.shows("Remove the guest vm-1?")
+        await seen.shows("Remove the guest box-1?")
         await seen.press("right", "enter")
-        await seen.says("vm-1 is no longer known")
-        await seen.shows("3 guests")
+        await seen.says("box-1 is no longer known")
+        await has(3)
         assert not (tmp_path / "1.sock_9418").exists() and not (tmp_path / "1.sock_9419").exists()
-        listing: Listing[GuestRow] = seen.app.screen.query_one("#list", Listing)
-        assert listing.row and listing.row.name == "vm-2"
-        await asyncio.to_thread(forget, node, "vm-2")
-        await seen.shows("2 guests")
-        assert listing.row and listing.row.name == "vm-3"
+        assert listing.row and listing.row.name == "box-2"
+        await asyncio.to_thread(forget, node, "box-2")
+        await has(2)
+        assert listing.row and listing.row.name == "box-3"
         await seen.press("D")
-        await seen.shows("Remove the guest vm-3?")
-        await asyncio.to_thread(forget, node, "vm-3")
+        await seen.shows("Remove the guest box-3?")
+        await asyncio.to_thread(forget, node, "box-3")
         await seen.press("right", "enter")
-        await seen.says("there is no known guest vm-3")
-        await seen.shows("1 guest ")
-        await asyncio.to_thread(forget, node, "vm-0")
-        await seen.shows("No guest is known yet")
+        await seen.says("there is no known guest box-3")
+        await has(1)
+        await asyncio.to_thread(forget, node, "box-0")
+        await has(0)
 
     drive(make_app(node.serve), script, NARROW)
 
@@ -417,7 +432,7 @@ def test_the_view_is_one_of_five(scene: Scene, monkeypatch: pytest.MonkeyPatch) 
 
     async def script(seen: Seen) -> None:
         await seen.press("5")
-        await seen.shows("4 guests")
+        await seen.shows("4 known")
         head = seen.text.splitlines()[0]
         assert "1 Repos 2 Sessions 3 Activity 4 Health 5 Guests" in head and head.endswith("● serving  3 guests")
         await seen.press("question_mark")
@@ -427,7 +442,7 @@ def test_the_view_is_one_of_five(scene: Scene, monkeypatch: pytest.MonkeyPatch) 
         await seen.shows(" 1 2 3 4 5 Guests ")
         await seen.press("1", "colon")
         await seen.pilot.press(*"guests", "enter")
-        await seen.shows("4 guests")
+        await seen.shows("4 known")
         assert isinstance(seen.app, Tui) and seen.app.current_mode == "guests"
 
     drive(scene.app(monkeypatch), script, NARROW)

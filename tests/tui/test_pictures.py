@@ -18,7 +18,7 @@ from appliance.core.models import State
 from appliance.tui.screens import diff
 from appliance.tui.widgets.listing import Listing
 from tests.tui.drive import Seen, drive
-from tests.tui.scene import BROKEN, LONG, WIDGETS, Scene, build, build_empty, remake
+from tests.tui.scene import BROKEN, LONG, TRANSFERS, WIDGETS, Scene, build, build_empty, remake
 
 PICTURES = Path(__file__).with_name("pictures")
 NORMAL, SMALL = (120, 32), (80, 24)
@@ -49,7 +49,7 @@ WALK: list[Step] = [
 @pytest.fixture(scope="session")
 def scene(make_once: Make) -> Scene:
     """The node in its usual state."""
-    return Scene(make_once("scene", build))
+    return Scene(make_once("scene", build), sent=TRANSFERS)
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,10 @@ class NodeOperations(Protocol):
         """What only a running `serve` knows, without the repositories, so that it can be read every second."""
         ...
 
+    def transfers(self) -> list[dict[str, Any]]:
+        """What guests are being sent now, the oldest first."""
+        ...
+
     def repos(self) -> list[dict[str, Any]]:
         """The registry, by name."""
         ...

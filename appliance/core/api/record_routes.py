@@ -31,7 +31,15 @@ _HYDRATION = schemas.document(
     id=schemas.PAST_ID, at=schemas.TIME, repo=schemas.TEXT, want=schemas.TEXT, wants=schemas.COUNT, shape=schemas.TEXT,
     way=schemas.one_of("hit", "joined", "miss", "direct", "snapshot"), bytes=schemas.COUNT, first_byte=schemas.SECONDS,
     seconds=schemas.SECONDS, client=schemas.TEXT, protocol=schemas.one_of("git", "http"),
-    guest=schemas.nullable(schemas.TEXT),
+    guest=schemas.nullable(schemas.TEXT), outcome=schemas.one_of("complete", "aborted", "failed"),
+)  # fmt: skip
+_TRANSFER = schemas.document(
+    "Transfer",
+    id=schemas.PAST_ID, repo=schemas.TEXT, want=schemas.TEXT, shape=schemas.TEXT,
+    way=schemas.nullable(schemas.one_of("hit", "joined", "miss", "direct", "snapshot")),
+    protocol=schemas.one_of("git", "http"), road=schemas.one_of("tcp", "unix", "vsock"), client=schemas.TEXT,
+    guest=schemas.nullable(schemas.TEXT), started_at=schemas.TIME, seconds=schemas.SECONDS, bytes=schemas.COUNT,
+    size=schemas.nullable(schemas.COUNT),
 )  # fmt: skip
 _TOKEN = schemas.document(
     "Token",
@@ -62,6 +70,15 @@ class RecordRoutes:
                 "GET", "/v1/activity", "list-hydrations", "Hydrations, newest first", Scope.READ, self._activity,
                 {200: Answer("A page of them, as `activity --json`.", schemas.page(_HYDRATION))}, (problem.INVALID,),
                 query=(_REPO, BY_GUEST, LIMIT, AFTER),
+                details="`outcome` is `complete`; `aborted` when the guest broke it off, or was cut off because it "
+                "read nothing; or `failed`. Of the last two, `bytes` were sent.",
+            ),
+            Operation(
+                "GET", "/v1/transfers", "list-transfers", "What guests are being sent now", Scope.READ,
+                self._transfers, {200: Answer("All of it, the oldest first.", schemas.listed(_TRANSFER))},
+                details="`bytes` is what the guest has taken so far, `seconds` how long it has taken, and `size` how "
+                "much it is in total, or null while nobody knows. Nothing is sent before the answer is made; `way` is "
+                "null until serve has found out whether it has the answer.",
             ),
             Operation(
                 "GET", "/v1/audit", "list-attempts", "Every push attempt, newest first", Scope.READ, self._audit,
@@ -109,6 +126,9 @@ class RecordRoutes:
     async def _activity(self, call: Call) -> Any:
         page, chosen = self._stores.activity.page, {name: call.query.get(name) for name in ("repo", "guest", "after")}
         return paged(*await asyncio.to_thread(page, **chosen, limit=limit_of(call)))
+
+    async def _transfers(self, call: Call) -> Any:
+        return self._node.transfers()
 
     async def _audit(self, call: Call) -> Any:
         chosen = {name: call.query.get(name) for name in ("repo", "session", "verdict", "since", "guest", "after")}

@@ -170,9 +170,15 @@ STATUS = document(
     **_LIVE, version=TEXT, repos=listed(REPO_STATUS), storage=STORAGE,
     warmed={"type": "object", "additionalProperties": WARMED},
 )  # fmt: skip
+CLONE = document(
+    "Clone",
+    phase=TEXT, percent=nullable(COUNT), objects=nullable(COUNT), total=nullable(COUNT), bytes=nullable(COUNT),
+    speed=nullable(SECONDS), seconds=SECONDS,
+)  # fmt: skip
 PULSE = document(
     "Pulse",
     **_LIVE, connections={"type": "object", "additionalProperties": COUNT}, max_clients=COUNT, cloning=listed(TEXT),
+    clones={"type": "object", "additionalProperties": CLONE},
     known_guests=document("KnownGuests", count=COUNT, problems={"type": "object", "additionalProperties": TEXT}),
 )  # fmt: skip
 REFRESHED = document(

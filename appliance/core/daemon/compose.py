@@ -161,7 +161,9 @@ async def compose(
     on_demand = OnDemand(
         allowed, scheduler, mirrors.git, refreshing.refresher.current_keyring, layout.home, state.concurrency
     )  # fmt: skip
-    routes = GuestRoutes(workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings, gate)
+    routes = GuestRoutes(
+        workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings, gate, fetching.engine.transfers
+    )  # fmt: skip
     admin = AdminRoutes(
         state.webhook_secret_file, state.refresh_token_file, refreshing.announcements, repos, health, gate,
         observing.metrics, observing.push_watch,

@@ -93,6 +93,10 @@ class Operations:
         """What only a running `serve` knows, without the repositories."""
         return await self.status_of.pulse() | {"known_guests": self.guests.pulse()}
 
+    def transfers(self) -> list[dict[str, Any]]:
+        """What guests are being sent now, the oldest first."""
+        return self.status_of.fetching.engine.transfers.documents()
+
     def repos(self) -> list[dict[str, Any]]:
         """The registry, by name."""
         return self.status_of.repo_documents()

@@ -31,7 +31,7 @@ from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.units import format_duration
 from appliance.core.workspace.snapshots import Snapshots
 
-_PULSE_ONLY = frozenset({"connections", "max_clients", "cloning"})
+_PULSE_ONLY = frozenset({"connections", "max_clients", "cloning", "clones"})
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,14 @@ class Status:
     async def pulse(self) -> dict[str, Any]:
         """What only a running `serve` knows, without the repositories, so that it can be read every second.
 
-        It has keys of `status`, and also `connections` by listener, `max_clients`, and the names of repositories that
-        are `cloning`.
+        It has keys of `status`, and also `connections` by listener, `max_clients`, the names of repositories that are
+        `cloning`, and how far each of these is (`clones`).
         """
         state, cache = self.state, self.fetching.cache
         push_watch = self.observing.push_watch
         off = await push_watch.look()
+        cloning = [repo for repo in state.repos if self.scheduler.health(repo.id).cloning]
+        runs = {repo.name: self.scheduler.run_of(repo.id) for repo in cloning}
         return {
             "serving": True,
             "pid": os.getpid(),
@@ -103,7 +105,8 @@ class Status:
             "fleet": self.fleet.short(),
             "connections": self.ports.connections(),
             "max_clients": state.config.serve.max_clients,
-            "cloning": [repo.name for repo in state.repos if self.scheduler.health(repo.id).cloning],
+            "cloning": list(runs),
+            "clones": {name: run.document() for name, run in runs.items() if run is not None},
         }
 
     def _complaints(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Events: what happens in a `serve`, as facts.
 
 - `facts`: one frozen class for each event, with the JSON document that the live view and platforms get.
+- `fetch_progress`: how far a running fetch is, read from what git prints; no event, but asked for by whoever watches.
 - `bus`: hands an event to the listeners that subscribed to its class.
 
 An event: the room where something happened stores it first, then publishes a fact that holds everything a listener

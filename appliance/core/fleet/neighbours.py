@@ -22,7 +22,8 @@ from appliance.core.git.ref_memory import refs_digest
 from appliance.core.git.ref_sets import FOLLOWED, beside, changes_between, parse_remote, unholdable
 from appliance.core.git.ref_traces import take_traces
 from appliance.core.models import RefChange, RemoteRefs, Repo
-from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun, followed_ref
+from appliance.core.refresh.refresher import Refresher, followed_ref
+from appliance.core.refresh.runs import MirrorFacts, RefreshRun
 from appliance.core.upstream import parse_upstream, read_upstream
 
 log = logging.getLogger(__name__)
@@ -158,8 +159,7 @@ class Neighbours:
 
             def progress(line: str) -> None:
                 moved()
-                if run.on_progress is not None:
-                    run.on_progress(line)
+                run.told(line)
 
             await mirror.git.run(
                 "fetch",

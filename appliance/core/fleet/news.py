@@ -23,7 +23,7 @@ from appliance.core.fleet.wire import write
 from appliance.core.git.failures import Kind
 from appliance.core.models import Repo
 from appliance.core.refresh.failure import HeardFailure, failure_of
-from appliance.core.refresh.refresher import Heard, MirrorFacts, RefreshRun
+from appliance.core.refresh.runs import Heard, MirrorFacts, RefreshRun
 from appliance.core.refresh.schedule import delay_after
 from appliance.core.refresh.sources import Source
 from appliance.core.upstream import read_upstream, same_upstream

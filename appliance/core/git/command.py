@@ -137,7 +137,7 @@ def write_git_configs(layout: Layout, *, max_push: int) -> None:
 [uploadpack]
 \tallowFilter = true
 \tallowAnySHA1InWant = true
-\tkeepAlive = 5
+\tkeepAlive = 1
 [pack]
 \twindow = 0
 \tcompression = 1

@@ -103,6 +103,10 @@ class OfflineNode:
         """Returns None, because only a running `serve` has a pulse."""
         return None
 
+    def transfers(self) -> list[dict[str, Any]]:
+        """Raises NotServing, because only a running `serve` sends anything."""
+        raise not_serving(self.layout)
+
     def storage(self, most_repos: int = sys.maxsize) -> dict[str, Any]:
         """What the state directory takes. All of it is looked at; nothing goes while no `serve` runs."""
         usage, packs = UsageMeter(self.layout).measure(), self.stores().sessions.packs_by_repo()

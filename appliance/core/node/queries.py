@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -150,8 +151,14 @@ class NodeQueries:
         """Hydrations that ended, newest first."""
         return self._open().activity.newest(limit, repo=name)
 
+    def transfers(self) -> list[dict[str, Any]]:
+        """What guests are being sent now, the oldest first; nothing without a `serve`, or with one of before."""
+        with contextlib.suppress(NotFound, NotServing):
+            return self.node.current().transfers()
+        return []
+
     def hydration_counts(self, since: float, width: float) -> list[dict[str, Any]]:
-        """How many hydrations ended in each interval of `width` seconds after `since`: `{repo, slot, way, count}`."""
+        """How many hydrations were completed in each slot of `width` seconds: `{repo, slot, way, count}`."""
         return self._open().activity.counts(since, width)
 
     def pushes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
@@ -188,6 +195,18 @@ class NodeQueries:
         stores = self._open()
         last = stores.guests.last_seen()
         return [guest_document(guest, last.get(guest.name)) for guest, _ in stores.guests.all()]
+
+    def hydrations_since(self, at: float, last_id: int, most: int) -> list[dict[str, Any]]:
+        """Hydrations since Unix second `at` and after the row `last_id`, oldest first: the newest `most`."""
+        return self._open().activity.since(at, last_id, most)
+
+    def disks_by_guest(self) -> dict[str, int]:
+        """How many disks each guest has leased, by the name that the platform gave it."""
+        return dict(Counter(lease.guest for lease in self._open().disk_leases.live() if lease.guest))
+
+    def sessions_of(self, guest: str, limit: int) -> list[dict[str, Any]]:
+        """The newest sessions that a known guest recorded."""
+        return list(self._open().sessions.find(guest=guest, limit=limit)[0])
 
     def turns(self, name: str, session: str) -> list[Turn]:
         """A session's turns, oldest first."""

@@ -27,7 +27,7 @@ from appliance.core.store.registry import UnknownRepo, Wanted
 from appliance.core.store.stores import Stores
 
 if TYPE_CHECKING:
-    from appliance.core.refresh.refresher import Progress
+    from appliance.core.refresh.runs import Progress
 
 WAIT_FOR_OWNER = 600.0
 """Seconds that a command waits for an `add-repo` that is cloning."""
@@ -103,7 +103,8 @@ def clone_alone(
     """Makes the first clone in this process while no `serve` runs. Raises StateInUse."""
     # Imported here, because most commands refresh nothing.
     from appliance.core.refresh.attempt import attempt, conclude
-    from appliance.core.refresh.refresher import Refresher, RefreshRun
+    from appliance.core.refresh.refresher import Refresher
+    from appliance.core.refresh.runs import RefreshRun
 
     owned = claim(layout, "add-repo", wait=WAIT_FOR_OWNER)
     try:

@@ -26,7 +26,8 @@ from appliance.core.node.state_dir import make_keyring
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.turns import TURNS
 from appliance.core.refresh.attempt import attempt, conclude
-from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun
+from appliance.core.refresh.refresher import Refresher
+from appliance.core.refresh.runs import MirrorFacts, RefreshRun
 from appliance.core.store.stores import Stores
 from appliance.core.upstream import parse_upstream
 

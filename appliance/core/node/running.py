@@ -43,6 +43,10 @@ class RunningNode:
         """What only a running `serve` knows, without the repositories. It must answer within `timeout` seconds."""
         return dict(call(self.layout, "GET", "/v1/pulse", timeout=timeout))
 
+    def transfers(self) -> list[dict[str, Any]]:
+        """What guests are being sent now, the oldest first."""
+        return list(call(self.layout, "GET", "/v1/transfers", timeout=QUICK))
+
     def storage(self) -> dict[str, Any]:
         """What the state directory takes, what goes next, and what went last."""
         return dict(call(self.layout, "GET", "/v1/storage", timeout=QUICK))

@@ -80,7 +80,8 @@ class HealthMonitor:
             self._tried.discard(gone)
         self._alerts.keep(enabled.keys())
         for repo in enabled.values():
-            self._look_at(repo, self._scheduler.health(repo.id), self._scheduler.asking_for(repo.id))
+            run = self._scheduler.run_of(repo.id)
+            self._look_at(repo, self._scheduler.health(repo.id), time.monotonic() - run.since if run else 0.0)
 
     def _look_at(self, repo: Repo, health: Health, asking_for: float) -> None:
         stale_after = self._stale_after()

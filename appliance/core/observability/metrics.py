@@ -36,6 +36,12 @@ class Metrics:
         registry = self._registry
         by = ("repo", "way", "protocol")
         self._hydrations = Counter("gitmirror_hydrations", "Fetches answered.", by, registry=registry)
+        self._broken = Counter(
+            "gitmirror_hydrations_broken_off",
+            "Fetches of which a guest got only a part: aborted by the guest, or failed here.",
+            ("repo", "outcome"),
+            registry=registry,
+        )
         self._bytes = Counter("gitmirror_hydration_bytes", "Bytes of fetches sent to guests.", by, registry=registry)
         self._first = Histogram(
             "gitmirror_hydration_first_byte_seconds",
@@ -79,10 +85,13 @@ class Metrics:
         self._registry.register(_ByKind(read))
 
     def fetched(self, event: FetchEnded) -> None:
-        """Counts a fetch that ended, even if the guest aborted it."""
+        """Counts a fetch that ended. Of one that the guest got only in part, no time says how fast it was."""
         fetch = event.fetch
-        self._hydrations.labels(fetch.repo, fetch.way, fetch.protocol).inc()
         self._bytes.labels(fetch.repo, fetch.way, fetch.protocol).inc(fetch.bytes)
+        if fetch.outcome != "complete":
+            self._broken.labels(fetch.repo, fetch.outcome).inc()
+            return
+        self._hydrations.labels(fetch.repo, fetch.way, fetch.protocol).inc()
         self._first.labels(fetch.way, fetch.protocol).observe(fetch.first_byte)
         self._full.labels(fetch.way, fetch.protocol).observe(fetch.seconds)
 

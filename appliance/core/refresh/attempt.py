@@ -13,7 +13,7 @@ from typing import Any
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import Health, RefreshOutcome, Repo
 from appliance.core.refresh.failure import HeardFailure, failure_of
-from appliance.core.refresh.refresher import MirrorFacts, RefreshRun
+from appliance.core.refresh.runs import MirrorFacts, RefreshRun
 from appliance.core.refresh.schedule import delay_after, delay_of_hearer
 from appliance.core.refresh.sources import Source
 

@@ -9,7 +9,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
 from appliance.core.git.failures import Kind, in_words, kind_of
 from appliance.core.git.keyring import CredentialError
-from appliance.core.refresh.refresher import Heard
+from appliance.core.refresh.runs import Heard
 
 
 class HeardFailure(GitmirrorError):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git, GitError
@@ -22,73 +22,20 @@ from appliance.core.git.ref_traces import take_traces
 from appliance.core.layout import Layout
 from appliance.core.models import RefChange, RemoteRefs, Repo
 from appliance.core.process.disk import room_of
-from appliance.core.refresh.left_out import LeftOutRefs, in_one_sentence
+from appliance.core.refresh.left_out import LeftOutRefs
+from appliance.core.refresh.runs import MirrorFacts, RefreshRun
 from appliance.core.text import storable
 from appliance.core.upstream import Upstream, parse_upstream
+
+log = logging.getLogger(__name__)
 
 ASKING_DEADLINE = 60.0
 """The deadline of ls-remote in seconds: an upstream that has not answered by then hangs."""
 
+LONG = 10.0
+"""Seconds from which a first clone is followed by another look at the upstream."""
+
 _MAYBE_FULL = frozenset({Kind.OTHER, Kind.MIRROR, Kind.BROKEN})
-
-Progress = Callable[[str], None]
-
-
-@dataclass
-class RefreshRun:
-    """One running refresh, for observers. `fetching` is False while it only lists the upstream's refs.
-
-    It was `asked` for, so what the upstream had before does not do; with `insists`, an operator asked. The upstream
-    must not be asked for another `held_back` seconds.
-    """
-
-    repo: Repo
-    on_progress: Progress | None = None
-    fetching: bool = False
-    asked: bool = False
-    insists: bool = False
-    held_back: float = 0.0
-
-
-@dataclass(frozen=True)
-class Heard:
-    """Another node looked at the upstream, `age` seconds ago, and looks again in `next_in` seconds."""
-
-    age: float
-    next_in: float
-
-
-@dataclass(frozen=True)
-class MirrorFacts:
-    """The state of a mirror after a refresh. `size` is None if nothing moved, because it was not measured then.
-
-    `left_out` are the upstream refs that the mirror could not store, with the reason for each. `heard` is set if
-    another node looked at the upstream.
-    """
-
-    tip: str | None
-    head: str | None
-    refs: int
-    size: int | None
-    moved: tuple[RefChange, ...] = field(default=())
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    heard: Heard | None = None
-
-    def columns(self, started_at: float) -> dict[str, Any]:
-        """The columns of Health after a successful refresh that began at `started_at`, in Unix seconds."""
-        columns: dict[str, Any] = {
-            "checked_at": started_at,
-            "verified_at": started_at,
-            "last_error": in_one_sentence(self.left_out) if self.left_out else None,
-            "error_kind": str(Kind.REF) if self.left_out else None,
-            "retry_at": None,
-            "failures": 0,
-            "cloned": True,
-            "tip": self.tip,
-            "head": storable(self.head) if self.head else None,
-            "refs": self.refs,
-        }
-        return columns if self.size is None else columns | {"size": self.size}
 
 
 class Refresher:
@@ -124,10 +71,12 @@ class Refresher:
             if with_credential and mirror.exists():
                 # Mark before the first await: a reload may remove the entry meanwhile, and must find the mirror marked.
                 mirror.mark(run.repo.url)
-            async with asyncio.timeout(self.timeout), keyring.open(upstream, self._git) as git:
+            async with asyncio.timeout(self.timeout) as deadline, keyring.open(upstream, self._git) as git:
                 mirror = Mirror(self._layout.mirror(run.repo.name), git)
                 if not mirror.is_there():
-                    return await self._clone(run, git, upstream, with_credential)
+                    facts = await self._clone(run, git, upstream, with_credential)
+                    deadline.reschedule(None)
+                    return await self._caught_up(run, git, facts)
                 facts = await self._update(mirror, run)
                 mirror.caught_up()
                 if not with_credential:
@@ -201,9 +150,7 @@ class Refresher:
         left_out = await beside(len(offered.refs), self.left_out.of, growing, offered)
         remote = _without(offered, left_out)
         run.fetching = True
-        left_out = await self.left_out.fetch(
-            growing, remote, list(remote.refs), left_out, self.timeout, run.on_progress
-        )
+        left_out = await self.left_out.fetch(growing, remote, list(remote.refs), left_out, self.timeout, run.told)
         remote = _without(offered, left_out)
         await self._require_brought(growing, remote, before={})
         _require_followed(run.repo, remote.head, left_out)
@@ -219,6 +166,23 @@ class Refresher:
         self.left_out.renamed(growing.path, mirror.path)
         return replace(await self.facts(mirror, run.repo, before={}), left_out=left_out)
 
+    async def _caught_up(self, run: RefreshRun, git: Git, cloned: MirrorFacts) -> MirrorFacts:
+        """The facts of a mirror that was just cloned; after a LONG clone, with what the upstream got meanwhile.
+
+        Its refs are as old as the clone took, so it would be stale from the start. If that fails, the clone stands.
+        """
+        asked_after, mirror = time.monotonic() - run.since, Mirror(self._layout.mirror(run.repo.name), git)
+        if asked_after < LONG:
+            return cloned
+        try:
+            async with asyncio.timeout(self.timeout):
+                left_out = (await self._update(mirror, run)).left_out
+        except (GitmirrorError, OSError, TimeoutError) as error:
+            log.warning("%s was cloned, and could not be asked for what is new since: %s", run.repo.name, error)
+            return cloned
+        facts = await self.facts(mirror, run.repo, before={})
+        return replace(facts, left_out=left_out, asked_after=asked_after)
+
     async def _update(self, mirror: Mirror, run: RefreshRun) -> MirrorFacts:
         mirror.configure(run.repo.url)
         offered = await mirror.remote_refs(self._asking_deadline())
@@ -233,13 +197,13 @@ class Refresher:
         before = {ref: oid for ref, oid in (await mirror.local_refs()).items() if ref not in left_out}
         changes = await beside(len(remote.refs), changes_between, before, remote.refs)
         if changes:
-            run.fetching = True
+            run.fetching, tell = True, run.told if run.on_progress else None
             async with self._locks.shared(run.repo.name):
                 branch = followed_ref(run.repo, mirror.head())
                 await mirror.anchor(changes, branch)
                 await mirror.make_way(remote.refs, before)
                 changed = [change.ref for change in changes if change.new is not None]
-                left_out = await self.left_out.fetch(mirror, remote, changed, left_out, self.timeout, run.on_progress)
+                left_out = await self.left_out.fetch(mirror, remote, changed, left_out, self.timeout, tell)
                 remote = _without(offered, left_out)
                 # More refs may have moved since the upstream's refs were listed.
                 now = await mirror.local_refs()

@@ -22,7 +22,8 @@ from appliance.core.git.http_trace import MOST_PATIENCE
 from appliance.core.models import HeadChange, Health, RefreshOutcome, Repo
 from appliance.core.refresh.attempt import attempt, conclude
 from appliance.core.refresh.queue import RefreshQueue
-from appliance.core.refresh.refresher import Progress, RefreshRun, followed_ref
+from appliance.core.refresh.refresher import followed_ref
+from appliance.core.refresh.runs import Progress, RefreshRun
 from appliance.core.refresh.schedule import Lane, holds_place, lane_of
 from appliance.core.refresh.sources import Source
 from appliance.core.refresh.wall_clock import SteadyClock
@@ -137,22 +138,20 @@ class Scheduler:
 
     def health(self, repo_id: int) -> Health:
         """The current health of a mirror."""
-        entry = self._entries.get(repo_id)
-        if entry is None:
+        if (entry := self._entries.get(repo_id)) is None:
             return Health()
-        if entry.running is None or entry.health.cloned:
-            return entry.health
-        return replace(entry.health, cloning=True)
+        is_cloning = entry.running is not None and not entry.health.cloned
+        return replace(entry.health, cloning=True) if is_cloning else entry.health
 
     def note(self, repo_id: int, **columns: Any) -> None:
         """Updates a mirror's health from outside a refresh: sessions after a push, size after a repack."""
         if entry := self._entries.get(repo_id):
             entry.health = replace(entry.health, **columns)
 
-    def asking_for(self, repo_id: int) -> float:
-        """Seconds that the running refresh of a mirror has taken so far; 0 if none is running."""
+    def run_of(self, repo_id: int) -> RefreshRun | None:
+        """The running refresh of a mirror, or None."""
         running = self._running.get(repo_id)
-        return time.monotonic() - running.since if running else 0.0
+        return running.run if running else None
 
     def nudge(self, repo: Repo) -> bool:
         """Requests a refresh without waiting for it. Any number of calls cause at most one more after a running one.

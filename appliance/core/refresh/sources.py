@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from appliance.core.refresh.refresher import MirrorFacts, Refresher, RefreshRun
+from appliance.core.refresh.refresher import Refresher
+from appliance.core.refresh.runs import MirrorFacts, RefreshRun
 
 
 class Source(Protocol):

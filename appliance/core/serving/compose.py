@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from urllib.parse import unquote
 
@@ -18,6 +18,7 @@ from appliance.core.serving.fetch.away import AwaySessions
 from appliance.core.serving.fetch.engine import Engine
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
 from appliance.core.serving.fetch.response_cache import ResponseCache
+from appliance.core.serving.fetch.transfers import Transfers
 from appliance.core.serving.fetch.upload_pack import UploadPack
 from appliance.core.serving.fetch.warmer import Warmer
 from appliance.core.serving.net.acceptor import A_YEAR, Acceptor, Limits
@@ -86,6 +87,7 @@ class Ports:
     admission: Admission
     guests: Seats
     operators: Seats
+    transfers: Transfers = field(default_factory=Transfers)
 
     def connections(self) -> dict[str, int]:
         """The current connections of each port, including those that wait."""
@@ -94,6 +96,7 @@ class Ports:
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
         yield "clients", "Guests' connections, including those that wait.", len(self.guests)
+        yield "transfers", "Answers that are being made or sent to guests.", len(self.transfers)
         yield "queue", "Guests that wait for a slot.", self.admission.waiting
         yield "refused", "Guests that got no slot in time, since the start.", self.admission.refused
 
@@ -127,7 +130,7 @@ def compose_ports(
         "git": Acceptor("git", git.serve, guests),
         "http": Acceptor("http", HttpPort(http.handle, limits, kept=KEPT_SECONDS).serve, guests),
     }
-    return Ports(acceptors, admission, guests, operators)
+    return Ports(acceptors, admission, guests, operators, fetching.engine.transfers)
 
 
 def compose_admin_port(config: ServeConfig, ports: Ports, routes: AdminRoutes, api: AsgiHandler) -> Acceptor:

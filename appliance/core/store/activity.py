@@ -80,13 +80,27 @@ class ActivityStore:
             found = rows(connection, "SELECT * FROM hydrations WHERE id > ? ORDER BY id LIMIT 1000", last)
         return [_document(row) for row in found]
 
+    def since(self, at: float, last: int, most: int) -> list[dict[str, Any]]:
+        """The rows since Unix second `at` with an id above `last`, oldest first; of more than `most`, the newest."""
+        with self._database.reading() as connection:
+            # By the ids, because no index has the times: only the newest rows are looked at.
+            found = rows(
+                connection,
+                """SELECT * FROM hydrations WHERE at >= ?1
+                   AND id > max(?2, (SELECT coalesce(max(id), 0) FROM hydrations) - ?3) ORDER BY id""",
+                at,
+                last,
+                most,
+            )
+        return [_document(row) for row in found]
+
     def counts(self, since: float, width: float) -> list[dict[str, Any]]:
-        """How many hydrations ended in each slot of `width` seconds after `since`: `{repo, slot, way, count}`."""
+        """How many were completed in each slot of `width` seconds after `since`: `{repo, slot, way, count}`."""
         with self._database.reading() as connection:
             return rows(
                 connection,
                 """SELECT repo, CAST((at - ?1) / ?2 AS INTEGER) AS slot, way, count(*) AS count FROM hydrations
-                   WHERE at >= ?1 GROUP BY 1, 2, 3""",
+                   WHERE at >= ?1 AND outcome = 'complete' GROUP BY 1, 2, 3""",
                 since,
                 width,
             )

@@ -186,3 +186,9 @@ step(
     "CREATE INDEX attachments_to_send ON turn_attachments (turn_id, name) WHERE sent = 0",
     "CREATE INDEX attachments_by_sha256 ON turn_attachments (sha256)",
 )
+
+step(
+    "0018_outcomes_of_hydrations",
+    # Rows from before do not say how they ended.
+    "ALTER TABLE hydrations ADD COLUMN outcome TEXT NOT NULL DEFAULT 'complete'",
+)

@@ -15,6 +15,9 @@ HYDRATION, PUSH, REFRESH = "hydration", "push", "refresh"
 KEPT = 2000
 """The most rows that are kept; a busy node fills them in minutes, and the database has the rest."""
 
+BROKEN = {"aborted": "broken off", "failed": "failed"}
+"""The words for hydrations that their guests got only in part; a `serve` of the version before says nothing of it."""
+
 SAME_WITHIN = 1.0
 """The most seconds by which an event's time differs from the database's: a push is stored, then reported."""
 
@@ -154,6 +157,8 @@ class ActivityFeed:
     def _hydrated(self, event: dict[str, Any], at: float) -> ActivityEntry:
         shape, tone = WAYS.get(event["way"], ("○", ""))
         said: Cell = ((f"{shape} {event['way']}", tone),)
+        if word := BROKEN.get(event.get("outcome", "")):
+            said = ((f"✗ {word}", "warn"),)
         key, repo, client = self._key(HYDRATION, event), event["repo"], event["client"]
         figures = (event["bytes"], event["seconds"])
         return ActivityEntry(

@@ -242,7 +242,7 @@ class Follower:
         """Takes the events, and reads what they changed in the database: serve stores that before it publishes them."""
         events = self.events.take()
         for event in events:
-            if event["event"] == "hydrated":
+            if event["event"] == "hydrated" and event.get("outcome", "complete") == "complete":
                 self._model.rates.add(event["repo"], self._model.clock(), event["way"])
             elif event["event"] == "refreshed" and not event["error"]:
                 self._model.verified[event["repo"]] = seconds_of(event["at"]) - event["seconds"]

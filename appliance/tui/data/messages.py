@@ -154,9 +154,26 @@ class WholeRead(Message):
 
 @dataclass
 class GuestsRead(Message):
-    """All known guests, by name."""
+    """All known guests, by name, and how many disks each guest has leased."""
 
     guests: list[GuestRow]
+    disks: Mapping[str, int]
+
+
+@dataclass
+class TrafficRead(Message):
+    """What guests are being sent now, and the hydrations that ended since the last read, oldest first."""
+
+    transfers: list[dict[str, Any]]
+    ended: list[dict[str, Any]]
+
+
+@dataclass
+class GuestSessionsRead(Message):
+    """The newest sessions of one known guest."""
+
+    guest: str
+    sessions: list[SessionRow]
 
 
 @dataclass

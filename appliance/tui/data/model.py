@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +86,11 @@ class Model:
         if verified is None:
             return None
         return max(0.0, self.clock() - max(verified, self.verified.get(view.repo.name, 0.0)))
+
+    def clone_of(self, view: RepoView) -> Mapping[str, Any] | None:
+        """Returns how far the first clone of a repository is, as the pulse has it; None while none runs."""
+        clones = (self.pulse or {}).get("clones") or {}
+        return clones.get(view.repo.name) if view.state is State.CLONING else None
 
     @property
     def guest_problems(self) -> dict[str, str]:

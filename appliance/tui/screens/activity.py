@@ -41,7 +41,7 @@ def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
             order=lambda entry: -entry.at,
         ),
         Column("KIND", lambda entry: cell(kinds[entry.kind], "dim"), 7, 3, order=lambda entry: entry.kind),
-        Column("RESULT", lambda entry: entry.said, 10, 0, order=lambda entry: entry.said[0][0]),
+        Column("RESULT", lambda entry: entry.said, 12, 0, order=lambda entry: entry.said[0][0]),
         *(
             [Column("REPOSITORY", lambda entry: cell(entry.repo), 16, 1, 24, order=lambda entry: entry.repo)]
             if with_repo

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from appliance.core.events.fetch_progress import FetchProgress
 from appliance.core.models import State
 from appliance.core.node.queries import RepoView
 from appliance.tui.data.model import Model
@@ -56,10 +60,6 @@ class RepoColumns:
     def _checked_age(view: RepoView) -> float:
         return -(view.health.checked_at or 0.0)
 
-    @staticmethod
-    def _size(view: RepoView) -> Cell:
-        return cell(size(view.health.size) if view.health.cloned else "")
-
     def _per_minute(self, view: RepoView) -> int:
         return self.model.rates.per_minute(view.repo.name, self.model.clock())
 
@@ -73,6 +73,8 @@ class RepoColumns:
         return (owner + slash, "dim"), (name, "strong"), (" ✓" if self._marks.has(view) else "", "accent")
 
     def _lag(self, view: RepoView) -> Cell:
+        if (clone := self.model.clone_of(view)) is not None:
+            return cell("" if clone["percent"] is None else f"{clone['percent']}%", "accent")
         lag = self.model.lag(view)
         return cell("" if lag is None else span(lag), STATES[view.state][1] if view.state in BEHIND else "")
 
@@ -94,6 +96,11 @@ class RepoColumns:
         checked = view.health.checked_at
         return cell(span(self.model.clock() - checked) if checked else "", "dim")
 
+    def _size(self, view: RepoView) -> Cell:
+        if (clone := self.model.clone_of(view)) is not None:
+            return cell("" if clone["bytes"] is None else size(clone["bytes"]), "accent")
+        return cell(size(view.health.size) if view.health.cloned else "")
+
     def _sessions(self, view: RepoView) -> Cell:
         return cell(f"{view.health.sessions:,}" if view.health.sessions else "")
 
@@ -106,10 +113,12 @@ class RepoColumns:
         return cell(percent(warm, counted) if counted else "")
 
 
-def explain(view: RepoView, lag: float | None, now: float, width: int) -> list[Line]:
+def explain(
+    view: RepoView, lag: float | None, now: float, width: int, clone: Mapping[str, Any] | None = None
+) -> list[Line]:
     """Explains the state of a repository in at most four lines: state, reason, what to do, upstream.
 
-    `lag` is seconds, `now` Unix seconds, and `width` columns.
+    `lag` is seconds, `now` Unix seconds, and `width` columns. `clone` is how far its first clone is.
     """
     health, state = view.health, view.state
     shape, tone = STATES[state]
@@ -130,6 +139,9 @@ def explain(view: RepoView, lag: float | None, now: float, width: int) -> list[L
         due = f"next try in {span(health.next_due - now)} " if health.next_due > now else "a retry is due "
     first: Cell = ((f" {shape} {view.repo.name} ", tone), (f"is {state}: {said}", ""))
     lines: list[Line] = [(first, cell(due, "dim"))]
+    if clone is not None:
+        far = f"   {FetchProgress.of(clone).words()}, for {span(clone['seconds'])}"
+        lines.append((cell(far, "accent"), ()))
     if words := health.damage or health.last_error:
         word = f"{view.word}: " if view.word and not health.damage and view.word != words else ""
         said_by_git = wrapped(word + words, width - 4, 1 if view.hint else 2)

@@ -190,4 +190,5 @@ class RepositoriesScreen(RepoBatches):
     def _explain(self) -> None:
         view = self.listing.row
         why = self.query_one("#why", Lines)
-        why.show(*(explain(view, self.model.lag(view), self.model.clock(), why.size.width) if view else ()))
+        model, width = self.model, why.size.width
+        why.show(*(explain(view, model.lag(view), model.clock(), width, model.clone_of(view)) if view else ()))

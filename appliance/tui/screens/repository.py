@@ -298,7 +298,7 @@ class RepositoryScreen(RepoActions, SessionMarking, Opening):
             self.query_one("#facts", Lines).show()
         else:
             why = self.query_one("#why", Lines)
-            why.show(*explain(view, model.lag(view), model.clock(), why.size.width))
+            why.show(*explain(view, model.lag(view), model.clock(), why.size.width, model.clone_of(view)))
             self.query_one("#facts", Lines).show(*self._facts(view))
         tabs: list[Piece] = [(" ", "")]
         for place, word in enumerate(TABS):

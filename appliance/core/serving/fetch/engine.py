@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,11 +20,12 @@ from appliance.core.serving.fetch.negotiation import Negotiation
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshot, RefSnapshots, is_understood
 from appliance.core.serving.fetch.relayed import Relayed
 from appliance.core.serving.fetch.request_memo import RequestMemo
-from appliance.core.serving.fetch.response_cache import CachedResponse, CacheResult, ResponseCache
+from appliance.core.serving.fetch.response_cache import ENDING, CachedResponse, CacheResult, ResponseCache
+from appliance.core.serving.fetch.transfers import ABORTED, COMPLETE, Transfers, outcome_of, taken_of
 from appliance.core.serving.fetch.upload_pack import Spool, UploadPack
 from appliance.core.serving.net.aside import aside
 from appliance.core.serving.net.reading import Budget
-from appliance.core.serving.net.streams import Sink
+from appliance.core.serving.net.streams import Sink, SocketStream
 from appliance.core.serving.wire.pktline import PacketError, PacketSplitter, packet
 from appliance.core.serving.wire.v2 import MANY_LINES, FetchShape, V2Request
 from appliance.core.store.database import StoreError
@@ -59,6 +61,7 @@ class Engine:
         self._mirror_of = mirror_of
         self._publish = publish
         self._advertisements: dict[int, bytes] = {}
+        self.transfers = Transfers()
         self.memo = RequestMemo()
         self.budget = Budget()
 
@@ -75,20 +78,41 @@ class Engine:
         mirror = self._mirror_of(repo.name).path
         await self._upload_pack.stream(mirror, b"", sink, "--advertise-refs", version=version)
 
-    async def answer_v0(self, repo: Repo, body: Spool, version: int, sink: Sink, caller: Caller) -> None:
+    async def answer_v0(
+        self, repo: Repo, body: Spool, version: int, sink: Sink, caller: Caller, stream: SocketStream
+    ) -> None:
         """Answers one request of protocol v0 or v1 over HTTP. Raises UploadPackError, IdleTimeout, OSError."""
-        start = time.monotonic()
-        meter = _Meter(sink)
-        if bytes(body.head).endswith(_DONE) and body.size == len(body.head):
+        meter, received = _Meter(sink, stream), bytes(body.head)
+        if received.endswith(_DONE) and body.size == len(received):
             caller.on_last()
-        try:
+        with self._relaying(repo, lambda: received, version, meter, caller):
             await self._upload_pack.stream(self._mirror_of(repo.name).path, body, meter, version=version)
-        finally:
-            self._record_v0(repo, bytes(body.head), version, meter, start, caller)
 
-    def handed_over(self, repo: Repo, relayed: Relayed, version: int, start: float, caller: Caller) -> None:
-        """Records a fetch of protocol v0 or v1 that git daemon served, after its connection has ended."""
-        self._record_v0(repo, bytes(relayed.received), version, relayed, start, caller)
+    def hand_over(
+        self, repo: Repo, relayed: Relayed, version: int, caller: Caller
+    ) -> contextlib.AbstractContextManager[None]:
+        """Records a fetch of protocol v0 or v1 that git daemon serves in the block."""
+        return self._relaying(repo, lambda: bytes(relayed.received), version, relayed, caller)
+
+    @contextlib.contextmanager
+    def _relaying(
+        self, repo: Repo, received: Callable[[], bytes], version: int, meter: _Meter | Relayed, caller: Caller
+    ) -> Iterator[None]:
+        transfer = self.transfers.begin(repo, "", f"v{version}", caller, meter.taken)
+        transfer.way, outcome = CacheResult.DIRECT, COMPLETE
+        try:
+            yield
+        except BaseException as error:
+            outcome = outcome_of(error)
+            raise
+        finally:
+            self.transfers.end(transfer)
+            request = _parse_v0(received())
+            if request.wants[1]:
+                # Without a want, the guest only looked at the refs, which is no fetch.
+                self._cache.counts[CacheResult.DIRECT] += outcome != ABORTED
+                shape = f"{request.text}, v{version}"
+                self._record(repo, request, CacheResult.DIRECT, meter, transfer.since, caller, outcome, shape)
 
     async def prepare(self, repo: Repo, request: V2Request) -> None:
         """Call before a slot is taken: waits for the sessions that the request names and other nodes took.
@@ -108,13 +132,16 @@ class Engine:
             except GitmirrorError as error:
                 raise SessionAway(error.message) from error
 
-    async def answer(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
-        """Answers one command. Raises AnswerFailed, UploadPackError, IdleTimeout, OSError."""
+    async def answer(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller, stream: SocketStream) -> None:
+        """Answers one command through `sink`, which sends by `stream`.
+
+        Raises AnswerFailed, UploadPackError, IdleTimeout, OSError.
+        """
         if request.command == "ls-refs" and is_understood(request):
             snapshot = await self._snapshots.get(repo)
             await _list_refs(snapshot, request.arguments, sink)
         elif request.command == "fetch":
-            await self._fetch(repo, request, sink, caller)
+            await self._fetch(repo, request, sink, caller, stream)
         else:
             await self._upload_pack.stream(self._mirror_of(repo.name).path, request.encode(), sink)
 
@@ -135,14 +162,14 @@ class Engine:
         await self._cache.check(key)
         return self._cache.get(key, repo.id, produce, pinned=warming)
 
-    async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
+    async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller, stream: SocketStream) -> None:
         start = time.monotonic()
-        meter = _Meter(sink)
+        meter = _Meter(sink, stream)
         large = len(request.arguments) > MANY_LINES
         if large:
             await aside(request.prepare)
         shape = request.shape
-        result = CacheResult.DIRECT
+        result, outcome = CacheResult.DIRECT, COMPLETE
         want, text = request.wants[0], request.text
         self._publish(
             FetchBegan(
@@ -154,23 +181,36 @@ class Engine:
                 guest=caller.guest_name,
             )
         )
+        transfer = self.transfers.begin(repo, want, text, caller, meter.taken)
         try:
             if shape is not None:
                 self._publish(ShapeAsked(repo=repo, shape=shape))
             response = await self.open_answer(repo, shape) if shape is not None else None
             if response is None:
-                self._cache.counts[CacheResult.DIRECT] += 1
+                transfer.way = result
+                self._cache.counts[result] += 1
                 encoded = await aside(request.encode) if large else request.encode()
-                await self._direct(repo, encoded, meter, request.is_done, caller.on_last)
+                with _watching(stream, meter):
+                    await self._direct(repo, encoded, meter, request.is_done, caller.on_last)
             else:
-                result = response.way
+                transfer.way = result = response.way
+                transfer.size = response.whole_size
                 caller.on_last()
                 try:
-                    await send_answer(response, meter)
+                    # One that is there needs no watch, because all of it is being sent.
+                    is_there = response.size is not None
+                    with contextlib.nullcontext() if is_there else _watching(stream, meter):
+                        await send_answer(response, meter)
                 finally:
                     response.close()
+        except BaseException as error:
+            outcome = outcome_of(error)
+            if outcome == ABORTED and transfer.way is not None:
+                self._cache.counts[result] -= 1
+            raise
         finally:
-            self._record(repo, request, result, meter, start, caller)
+            self.transfers.end(transfer)
+            self._record(repo, request, result, meter, start, caller, outcome)
 
     async def _direct(self, repo: Repo, encoded: bytes, sink: Sink, done: bool, on_last: Callable[[], None]) -> None:
         mirror = self._mirror_of(repo.name).path
@@ -182,15 +222,6 @@ class Engine:
         await self._upload_pack.stream(mirror, encoded, negotiation)
         await negotiation.finish()
 
-    def _record_v0(
-        self, repo: Repo, received: bytes, version: int, meter: _Meter | Relayed, start: float, caller: Caller
-    ) -> None:
-        request = _parse_v0(received)
-        if request.wants[1]:
-            # Without a want, the guest only looked at the refs, which is no fetch.
-            self._cache.counts[CacheResult.DIRECT] += 1
-            self._record(repo, request, CacheResult.DIRECT, meter, start, caller, f"{request.text}, v{version}")
-
     def _record(
         self,
         repo: Repo,
@@ -199,6 +230,7 @@ class Engine:
         meter: _Meter | Relayed,
         start: float,
         caller: Caller,
+        outcome: str,
         shape: str | None = None,
     ) -> None:
         (want, wants), now = request.wants, time.monotonic()
@@ -208,33 +240,63 @@ class Engine:
             wants=wants,
             shape=shape or request.text,
             way=result,
-            bytes=meter.sent,
+            bytes=meter.sent if outcome == COMPLETE else max(meter.sent, meter.taken()),
             first_byte=(meter.first or now) - start,
             seconds=now - start,
             client=caller.client,
             protocol=caller.protocol,
             guest=caller.guest_name,
+            outcome=outcome,
         )
         self._publish(FetchEnded(repo=repo, fetch=fetch))
 
 
 class _Meter:
-    """Counts the bytes sent to a guest, and notes when the first of them went out."""
+    """Counts the bytes sent to a guest, and notes when the first of them went out.
 
-    def __init__(self, sink: Sink) -> None:
+    `taken` counts those of `stream` that the guest has taken, also in the middle of a file.
+    """
+
+    def __init__(self, sink: Sink, stream: SocketStream) -> None:
         self._sink = sink
+        self.taken = taken_of(stream, stream.sent)
         self.sent = 0
         self.first: float | None = None
+        self._last: bytes | tuple[int, int] = b""
+        """What was sent last: bytes, or the descriptor of a file and where the piece ended."""
 
     async def send(self, data: bytes) -> None:
         self.first = self.first or time.monotonic()
         await self._sink.send(data)
         self.sent += len(data)
+        self._last = data
 
     async def send_file(self, file: int, offset: int, count: int) -> None:
         self.first = self.first or time.monotonic()
         await self._sink.send_file(file, offset, count)
         self.sent += count
+        self._last = (file, offset + count)
+
+    def has_ended(self) -> bool:
+        """Whether what was sent ends as an answer does. A file must still be open."""
+        if isinstance(self._last, bytes):
+            return self._last.endswith(ENDING)
+        file, end = self._last
+        return os.pread(file, len(ENDING), end - len(ENDING)) == ENDING
+
+
+@contextlib.contextmanager
+def _watching(stream: SocketStream, meter: _Meter) -> Iterator[None]:
+    """Raises ConnectionResetError in the block once the guest has hung up, unless it has got all of its answer.
+
+    git hangs up as soon as it has the pack, which may be before upload-pack has ended.
+    """
+    try:
+        with stream.noticing_hang_up():
+            yield
+    except ConnectionResetError:
+        if not meter.has_ended():
+            raise
 
 
 async def send_answer(response: CachedResponse, sink: Sink) -> None:

@@ -25,6 +25,10 @@ class Relayed:
         """Records bytes from the guest."""
         self.received += data[: max(0, RECORDED_BYTES - len(self.received))]
 
+    def taken(self) -> int:
+        """The bytes that the guest was sent so far."""
+        return self.sent
+
     def down(self, data: bytes) -> None:
         """Records bytes to the guest. Those before its first request are the list of refs, not the response."""
         self.sent += len(data)

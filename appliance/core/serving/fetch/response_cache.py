@@ -79,6 +79,11 @@ class CachedResponse:
         """The total bytes, or None while it is being written."""
         return self._size
 
+    def whole_size(self) -> int | None:
+        """The total bytes as far as they are known now, also of one whose writing has ended meanwhile."""
+        growing = self._growing
+        return growing.size if growing is not None and growing.done and not growing.failed else self._size
+
     async def ready_beyond(self, offset: int) -> int:
         """Waits for bytes past `offset`, or the end; returns the bytes so far. Raises AnswerFailed at a failed end."""
         if self._growing is None:

@@ -60,7 +60,7 @@ class Exchange:
 
     def __init__(self, connection: h11.Connection, stream: SocketStream, request: h11.Request, seat: Seat) -> None:
         self._connection = connection
-        self._stream = stream
+        self.stream = stream
         self.seat = seat
         self.client = seat.client
         self.guest: Guest | None = None
@@ -76,6 +76,8 @@ class Exchange:
             # body.
             raise HttpError(HTTPStatus.BAD_REQUEST, "a request has either a content-length or chunks\n")
         self.started = False
+        self.body_from = 0
+        """What `stream.sent` is before the first byte of the response's body."""
         self._held = b""
         self._unread = b""
         self._ended = False
@@ -109,7 +111,7 @@ class Exchange:
 
     def receiving_within(self, seconds: float) -> AbstractContextManager[None]:
         """A context in which the whole body must arrive within `seconds`."""
-        return self._stream.within(seconds)
+        return self.stream.within(seconds)
 
     @property
     def coded_size(self) -> int | None:
@@ -156,7 +158,7 @@ class Exchange:
     async def hung_up(self) -> None:
         """Returns when the client has disconnected. Call it once the whole body was received."""
         ahead = 0
-        while data := await self._stream.arrives():
+        while data := await self.stream.arrives():
             # The client's next request, which waits until this one is answered.
             self._connection.receive_data(data)
             ahead += len(data)
@@ -173,8 +175,8 @@ class Exchange:
         if self._ended:
             return b""
         if self._connection.they_are_waiting_for_100_continue:
-            await self._stream.send(self._connection.send(h11.InformationalResponse(status_code=100, headers=[])))
-        event = await next_event(self._connection, self._stream)
+            await self.stream.send(self._connection.send(h11.InformationalResponse(status_code=100, headers=[])))
+        event = await next_event(self._connection, self.stream)
         if isinstance(event, h11.ConnectionClosed):
             raise ConnectionResetError("the client disconnected in the middle of its request")
         if isinstance(event, h11.Data):
@@ -202,6 +204,7 @@ class Exchange:
         reason = reason or HTTPStatus(status).phrase.encode()
         response = h11.Response(status_code=status, headers=fields, reason=reason)
         self._held += self._connection.send(response) or b""
+        self.body_from = self.stream.sent + len(self._held)
 
     async def send(self, data: bytes) -> None:
         """Sends a piece of the body."""
@@ -214,7 +217,7 @@ class Exchange:
         for piece in self._connection.send_with_data_passthrough(h11.Data(data=part)) or []:  # type: ignore[arg-type]
             if isinstance(piece, _FilePart):
                 await self._flush(b"", more=True)
-                await self._stream.send_file(piece.file, piece.offset, piece.count)
+                await self.stream.send_file(piece.file, piece.offset, piece.count)
             else:
                 self._held += piece
 
@@ -227,7 +230,7 @@ class Exchange:
         held = self._held + data
         self._held = b""
         if held:
-            await self._stream.send(held, more=more)
+            await self.stream.send(held, more=more)
 
     def make_last(self) -> None:
         """Ends the connection after this response, which says so unless its head is already on its way."""
@@ -235,7 +238,7 @@ class Exchange:
 
     def abort(self) -> None:
         """Cuts the connection."""
-        self._stream.abort()
+        self.stream.abort()
 
     async def answer(
         self, status: int, text: str, headers: Mapping[str, str] | None = None, reason: bytes = b""

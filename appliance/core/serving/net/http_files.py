@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
@@ -13,10 +13,22 @@ from appliance.core.serving.net.http import Exchange, HttpError
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 
 
-async def send_file(exchange: Exchange, path: Path, etag: str, content_type: str, headers: Mapping[str, str]) -> int:
+def _tell_nobody(count: int) -> None:
+    pass
+
+
+async def send_file(
+    exchange: Exchange,
+    path: Path,
+    etag: str,
+    content_type: str,
+    headers: Mapping[str, str],
+    begins: Callable[[int], None] = _tell_nobody,
+) -> int:
     """Answers GET and HEAD with the file at `path`, whose strong ETag (without quotes) is `etag`.
 
-    Returns the bytes of the file that were sent. The file is opened once, so a guest gets one version of it even if it
+    Returns the bytes of the file that were sent; `begins` is called with their number before the first of them. The
+    file is opened once, so a guest gets one version of it even if it
     is replaced meanwhile.
     Raises HttpError, IdleTimeout, OSError.
     """
@@ -49,6 +61,7 @@ async def send_file(exchange: Exchange, path: Path, etag: str, content_type: str
         await exchange.start(status, {"content-type": content_type, "content-length": str(last - first + 1), **common})
         count = 0 if exchange.method == "HEAD" else last - first + 1
         if count:
+            begins(count)
             await exchange.send_file(file, first, count)
         await exchange.finish()
         return count

@@ -28,7 +28,7 @@ PACE = 16384
 """Bytes that even a guest on a very slow line reads in TAKES_NOTHING seconds."""
 SILENT = 60.0
 """Seconds without a byte in either direction after which a guest is cut off if others wait. git sends something every
-five seconds while it works on a pack."""
+second while it works on a pack, and every five while it takes one."""
 MOST_TURNED_AWAY = 256
 """Connections at once that get an error because there are too many; any more are closed without a response."""
 

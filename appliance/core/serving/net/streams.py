@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -16,6 +17,9 @@ SENDFILE_CHUNK = 2**21
 """Bytes per sendfile call. It blocks the loop while the bytes are read from disk, so two MiB bound that time."""
 TURN = 16
 """Reads of a socket, or pieces of what was read, that never had to wait, after which other tasks run."""
+
+LOOK_EVERY = 0.2
+"""Seconds between two looks whether a peer that is sent nothing has hung up."""
 
 
 class IdleTimeout(Exception):
@@ -44,6 +48,8 @@ class SocketStream:
         self._is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6)
         self._until: float | None = None
         self._unbroken = 0
+        self.sent = 0
+        """Bytes that the kernel has taken for the peer since this stream was made."""
 
     @property
     def idle(self) -> float | None:
@@ -54,6 +60,38 @@ class SocketStream:
     def unsent(self) -> int:
         """Bytes that were sent and that the peer has not acknowledged."""
         return unsent_bytes(self._socket.fileno())
+
+    @contextlib.contextmanager
+    def noticing_hang_up(self) -> Iterator[None]:
+        """Raises ConnectionResetError in the block soon after the peer has hung up, whatever is waited for there.
+
+        For work that sends nothing for long: only what is sent finds out otherwise. A peer that has only ended its
+        sending side still reads. Over TCP both look alike until the peer refuses what it is sent, so something has to
+        be sent now and then.
+        """
+        task, poll = asyncio.current_task(), select.poll()
+        assert task is not None
+        cancelling, gone = task.cancelling(), False
+        timer: asyncio.TimerHandle | None = None
+        poll.register(self._socket.fileno(), 0)
+
+        def look() -> None:
+            nonlocal gone, timer
+            gone = bool(poll.poll(0))
+            if gone:
+                task.cancel()
+            else:
+                timer = self._loop.call_later(LOOK_EVERY, look)
+
+        timer = self._loop.call_later(LOOK_EVERY, look)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if gone and task.uncancel() <= cancelling:
+                raise ConnectionResetError("the guest hung up before it had its answer") from None
+            raise
+        finally:
+            timer.cancel()
 
     async def take_turns(self) -> None:
         """Lets other tasks run after each TURN pieces of work, because a busy guest never makes us wait."""
@@ -107,13 +145,15 @@ class SocketStream:
         view = memoryview(data)
         while view:
             try:
-                view = view[self._socket.send(view, socket.MSG_MORE if more else 0) :]
+                taken = self._socket.send(view, socket.MSG_MORE if more else 0)
+                self.sent += taken
+                view = view[taken:]
             except (BlockingIOError, InterruptedError):
                 await self._writable()
 
     async def send_file(self, file: int, offset: int, count: int) -> None:
         """Sends a part of an open file by sendfile. Raises IdleTimeout; OSError, also if the file is too short."""
-        transfer = _FileTransfer(self._socket.fileno(), file, offset, count, self._loop)
+        transfer = _FileTransfer(self, self._socket.fileno(), file, offset, count, self._loop)
         if not transfer.advance():
             await transfer.finish(self._idle)
 
@@ -172,7 +212,16 @@ class _FileTransfer:
     processor time; now it costs 10.0 ms.
     """
 
-    def __init__(self, descriptor: int, file: int, offset: int, count: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        stream: SocketStream,
+        descriptor: int,
+        file: int,
+        offset: int,
+        count: int,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._stream = stream
         self._descriptor = descriptor
         self._file = file
         self._offset = offset
@@ -191,6 +240,7 @@ class _FileTransfer:
             if sent == 0:
                 raise ConnectionAbortedError("the file of the response was truncated")
             self._offset += sent
+            self._stream.sent += sent
         return self._offset >= self._end
 
     async def finish(self, idle: float | None) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -170,7 +169,7 @@ class GitPort:
                         # Pipelined requests are answered without a wait in between, so other tasks run here.
                         await asyncio.sleep(0)
                     caller = Caller(seat.client, "git", seat.guest, last.set)
-                    await engine.answer(repo, request, stream, caller)
+                    await engine.answer(repo, request, stream, caller, stream)
             # Whoever sent more ahead is answered all the same.
             if last.is_set() and not reader.has_more:
                 return
@@ -180,17 +179,15 @@ class GitPort:
         serving = self._serving
         mirror = serving.mirror_of(repo.name).path
         extra = {"REMOTE_ADDR": seat.client, "REMOTE_PORT": str(seat.port)}
-        relayed, start = Relayed(), time.monotonic()
+        relayed = Relayed()
 
         def permitted() -> bool:
             current = self._find_now(seat, request.path)
             return current is not None and current.id == repo.id
 
-        try:
+        with serving.engine.hand_over(repo, relayed, request.version, _caller(seat)):
             async with daemon_child(serving.children, serving.daemon, mirror, request, extra) as (_, ours):
                 await relay_fetch(seat.socket, ours, self._limits.idle_timeout, relayed, permitted)
-        finally:
-            serving.engine.handed_over(repo, relayed, request.version, start, _caller(seat))
 
     async def _push(self, seat: Seat, request: DaemonRequest, repo: Repo) -> None:
         serving = self._serving

@@ -16,6 +16,7 @@ from appliance.core.events.facts import FetchBegan, FetchEnded, Publish
 from appliance.core.health import lag_of
 from appliance.core.models import Health, Hydration, Repo, Tar
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshots
+from appliance.core.serving.fetch.transfers import COMPLETE, Transfer, Transfers, outcome_of, taken_of
 from appliance.core.serving.net.admission import Admission
 from appliance.core.serving.net.http import Exchange, HttpError
 from appliance.core.serving.net.http_files import send_file
@@ -54,6 +55,7 @@ class GuestRoutes:
         publish: Publish,
         codings: TarCodings,
         gate: AccessGate,
+        transfers: Transfers,
     ) -> None:
         self._workspaces = workspaces
         self._refs = refs
@@ -63,6 +65,7 @@ class GuestRoutes:
         self._publish = publish
         self._codings = codings
         self._gate = gate
+        self._transfers = transfers
 
     async def guest_kit(self, exchange: Exchange) -> None:
         """`GET /guest.sh`."""
@@ -107,28 +110,41 @@ class GuestRoutes:
         }
         if (lag := lag_of(self._health(repo.id), time.time())) is not None:
             headers["x-gitmirror-lag"] = f"{lag:.3f}"
-        start, sent = time.monotonic(), 0
-        if exchange.method == "GET" and "if-none-match" not in exchange.headers:
-            self._publish(
-                FetchBegan(
-                    repo=repo,
-                    want=tar.commit,
-                    shape=SNAPSHOT,
-                    client=exchange.client,
-                    protocol=HTTP,
-                    guest=exchange.caller.guest_name,
-                )
-            )
+        running: Transfer | None = None
+        outcome = COMPLETE
+
+        def begins(size: int) -> None:
+            nonlocal running
+            client, guest = exchange.client, exchange.caller.guest_name
+            began = FetchBegan(
+                repo=repo, want=tar.commit, shape=SNAPSHOT, client=client, protocol=HTTP, guest=guest
+            )  # fmt: skip
+            self._publish(began)
+            taken = taken_of(exchange.stream, exchange.body_from)
+            running = self._transfers.begin(repo, tar.commit, SNAPSHOT, exchange.caller, taken)
+            running.way, running.size = SNAPSHOT, lambda: size
+
         try:
-            sent = await send_file(exchange, coded.path, coded.etag, "application/x-tar", headers)
+            await send_file(exchange, coded.path, coded.etag, "application/x-tar", headers, begins)
+        except BaseException as error:
+            outcome = outcome_of(error)
+            raise
         finally:
-            if sent:
-                self._codings.watch(exchange, sent, start)
-                # The file was complete, so its first byte left at once: 0.0 seconds.
-                seconds = time.monotonic() - start
-                facts = (tar.commit, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, exchange.client, HTTP)
-                guest = exchange.caller.guest_name
-                self._publish(FetchEnded(repo=repo, fetch=Hydration(repo.name, *facts, guest=guest)))
+            if running is not None:
+                self._transfers.end(running)
+                self._ended(exchange, repo, running, outcome)
+
+    def _ended(self, exchange: Exchange, repo: Repo, transfer: Transfer, outcome: str) -> None:
+        """Records a snapshot that was sent, or of which a guest took only a part."""
+        whole = transfer.size() or 0
+        sent = whole if outcome == COMPLETE else min(transfer.sent(), whole)
+        if outcome == COMPLETE:
+            self._codings.watch(exchange, sent, transfer.since)
+        # The file was complete, so its first byte left at once: 0.0 seconds.
+        seconds = time.monotonic() - transfer.since
+        facts = (transfer.want, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, exchange.client, HTTP)
+        fetch = Hydration(repo.name, *facts, guest=exchange.caller.guest_name, outcome=outcome)
+        self._publish(FetchEnded(repo=repo, fetch=fetch))
 
     async def _tar(self, repo: Repo, branch: str | None, wanted: WantedShape) -> Tar:
         """The snapshot of a branch, which is there, for sending. Raises NoSnapshot, GitError."""

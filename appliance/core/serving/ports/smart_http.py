@@ -272,9 +272,9 @@ class SmartHttp:
                 await self._may_have(exchange, path, repo)()
             async with self._admission.place(exchange.seat):
                 if request is not None:
-                    await engine.answer(repo, request, sink, caller)
+                    await engine.answer(repo, request, sink, caller, exchange.stream)
                 elif body is not None:
-                    await engine.answer_v0(repo, body, version, sink, caller)
+                    await engine.answer_v0(repo, body, version, sink, caller, exchange.stream)
                 await sink.finish()
 
     async def _v2_request(self, exchange: Exchange, share: Share) -> V2Request | None:
