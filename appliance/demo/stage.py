@@ -46,7 +46,7 @@ _READY = re.compile(r"^ready (git://\S+) (http://\S+) admin (http://\S+)$", re.M
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningDemo:
     """A demo that runs: its place, and the URLs of its node."""
 
     place: DemoPlace
@@ -70,12 +70,12 @@ class Stage:
         self._secret = secrets.token_hex(16)
         self._guests: list[DemoGuest] = []
         self._serve: Child | None = None
-        self._running: Running | None = None
+        self._running: RunningDemo | None = None
         self._began = time.monotonic()
 
     # From nothing to a node that serves
 
-    async def open(self) -> Running:
+    async def open(self) -> RunningDemo:
         """Starts everything, and returns once guests are accepted. Raises GitmirrorError, OSError."""
         await self._upstreams.open()
         self._configure()
@@ -117,11 +117,11 @@ class Stage:
             env = {**self._env, **extra}
             return self._children.start(argv, env=env, cwd=self.place.root, stdout=output, stderr=log_file)
 
-    async def _until_ready(self) -> Running:
+    async def _until_ready(self) -> RunningDemo:
         assert self._serve is not None
         while True:
             if found := _READY.search((self.place.root / "serve.out").read_text()):
-                return Running(self.place, *found.groups())
+                return RunningDemo(self.place, *found.groups())
             if self._serve.process.returncode is not None:
                 lines = self.place.log.read_text(errors="replace").strip().splitlines()
                 raise GitmirrorError("the demo's serve does not start", hint=lines[-1] if lines else "")
@@ -176,7 +176,7 @@ class Stage:
                 return
             await asyncio.sleep(0.1)
 
-    async def _invite(self, running: Running) -> None:
+    async def _invite(self, running: RunningDemo) -> None:
         """Makes the guests known, and gives each a disk, a road and the kit."""
         kit = self.place.root / "guest.sh"
         kit.write_text(str(await self._ask("GET", "/v1/guest-kit")))

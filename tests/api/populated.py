@@ -202,6 +202,9 @@ class Populated:
         if operation == "remove-guest" and path.get("guest") == "vm-7":
             path["guest"] = f"vm-{next(self._numbers)}-gone"
             self.post("/v1/guests", {"name": path["guest"], "token": True})
+        if operation == "revoke-api-token" and path.get("api_token") == "1":
+            # Others hold the first ones.
+            path["api_token"] = self.post("/v1/api-tokens", {"scope": "read"})["id"]
         if operation == "release-disk" and path.get("disk") == self.lease["id"]:
             path["disk"] = self.post(f"/v1/repos/{READ}/disks")["id"]
 

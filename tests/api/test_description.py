@@ -287,7 +287,7 @@ def test_a_method_that_a_route_does_not_have_is_named(node: Populated, schema: B
     """405, with all that it has in `Allow`; HEAD is there wherever GET is."""
     caller = node.caller(kind)
     known = {"owner": "acme", "repo": "widgets", "session": SESSIONS[0], "path": "README.md", "id": "1", "disk": "1f0c"}
-    known |= {"guest": "vm-7", "turn": "1", "attachment": "report.txt", "node": "node-3"}
+    known |= {"guest": "vm-7", "turn": "1", "attachment": "report.txt", "node": "node-3", "api_token": "1"}
     for path, methods in schema.raw_schema["paths"].items():
         declared = {method.upper() for method in methods} | ({"HEAD"} if "get" in methods else set())
         for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - declared:

@@ -63,7 +63,7 @@ def test_what_is_known_of_them(scene: Scene, monkeypatch: pytest.MonkeyPatch, si
 
     async def script(seen: Seen) -> None:
         await seen.press("5")
-        await seen.shows("11 guests, 4 known", "▲ 1 cannot come", "▲ 1 slow", "◌ 2 served now", "by trouble")
+        await seen.shows("11 guests, 4 known", "▲ 1 cannot come", "▲ 1 slow", "◌ 2 served", "by trouble")
         await seen.settled()
         line = seen.line("▲ vm-7 ")
         for words in ("◌ receives acme/", "429 MiB", "12s", "now"):

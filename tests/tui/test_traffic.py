@@ -144,6 +144,6 @@ def test_nobody_at_all(make_once: Make, monkeypatch: pytest.MonkeyPatch) -> None
 
     async def script(seen: Seen) -> None:
         await seen.press("5")
-        await seen.shows("1 guest, 0 known", "◌ 1 served now", "10.0.3.77", "10.0 MiB", "not known")
+        await seen.shows("1 guest, 0 known", "◌ 1 served", "10.0.3.77", "10.0 MiB", "not known")
 
     drive(scene.app(monkeypatch), script, (80, 24))

@@ -254,7 +254,7 @@ class GuestsScreen(View):
         held, slow = len(self._problems), sum(line.slow is not None for line in self._lines)
         warnings = [f"  ▲ {held:,} cannot come"] if held else []
         warnings += [f"  ▲ {slow:,} slow"] if slow else []
-        now = f"  ◌ {served:,} served now" if served else ""
+        now = f"  ◌ {served:,} served" if served else ""
         order = cell(f"sorted by {self.listing.sorted_by or self._orders()[self._sorting][0]} ", "dim")
         left = (f" {said}", ""), ("".join(warnings), "warn"), (now, "accent")
         self.query_one("#summary", Lines).show((left, order))
