@@ -179,6 +179,11 @@ class Caller:
         return None if self.guest is None else self.guest.name
 
 
+WARM_WAYS = frozenset({"hit", "joined", "snapshot"})
+"""The ways to serve a hydration from what was there. The hit ratio is their share of these and misses; a `direct` one
+cannot be cached, so it counts as neither."""
+
+
 @dataclass(frozen=True)
 class Hydration:
     """A guest received its objects. `way` is how they were served (hit, joined, miss, direct, snapshot).
@@ -198,6 +203,11 @@ class Hydration:
     client: str
     protocol: str
     guest: str | None = None
+
+    @property
+    def makes_workspace(self) -> bool:
+        """Whether the guest had nothing before: it got a tar, or the pack of a clone."""
+        return self.bytes > 0 and "incremental" not in self.shape
 
 
 @dataclass(frozen=True)

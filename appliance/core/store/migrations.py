@@ -186,3 +186,20 @@ step(
     "CREATE INDEX attachments_to_send ON turn_attachments (turn_id, name) WHERE sent = 0",
     "CREATE INDEX attachments_by_sha256 ON turn_attachments (sha256)",
 )
+
+step(
+    "0018_figures",
+    # `times` counts the hydrations by how long they took; see store/histogram.py.
+    """CREATE TABLE figures (
+        step INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        hydrations INTEGER NOT NULL,
+        warm INTEGER NOT NULL,
+        missed INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        refreshes INTEGER NOT NULL,
+        failures INTEGER NOT NULL,
+        times TEXT NOT NULL,
+        PRIMARY KEY (step, at)
+    ) WITHOUT ROWID""",
+)
