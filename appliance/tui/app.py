@@ -25,8 +25,8 @@ from appliance.tui.palette import PaletteCommands
 from appliance.tui.screens.activity import ActivityScreen
 from appliance.tui.screens.diff import DiffScreen
 from appliance.tui.screens.guests import GuestsScreen
-from appliance.tui.screens.health import HealthScreen
 from appliance.tui.screens.help import HelpScreen
+from appliance.tui.screens.node import NodeScreen
 from appliance.tui.screens.repositories import RepositoriesScreen
 from appliance.tui.screens.repository import RepositoryScreen
 from appliance.tui.screens.session_list import OF_GUEST
@@ -41,7 +41,7 @@ STARTS: dict[str, type[View]] = {
     "repositories": RepositoriesScreen,
     "sessions": SessionsScreen,
     "activity": ActivityScreen,
-    "health": HealthScreen,
+    "node": NodeScreen,
     "guests": GuestsScreen,
 }
 """The five views that are always there, by mode; the other two open over them."""
@@ -58,7 +58,7 @@ class Tui(App[None]):
         Binding("1", "go('repositories')", "repositories", show=False),
         Binding("2", "go('sessions')", "sessions", show=False),
         Binding("3", "go('activity')", "activity", show=False),
-        Binding("4", "go('health')", "health", show=False),
+        Binding("4", "go('node')", "node", show=False),
         Binding("5", "go('guests')", "guests", show=False),
         Binding("colon,ctrl+p", "command_palette", "commands", tooltip="every command and repository, by name"),
         Binding("q", "quit", "quit"),
@@ -191,7 +191,7 @@ def help_sections(here: View | None) -> list[tuple[str, list[BindingType]]]:
         SessionsScreen,
         DiffScreen,
         ActivityScreen,
-        HealthScreen,
+        NodeScreen,
         GuestsScreen,
     ]
     views.sort(key=lambda view: view is not type(here))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from appliance.core.api import problem, schemas
@@ -141,7 +142,7 @@ class RecordRoutes:
 
         def read() -> dict[str, Any]:
             span = SPANS[name]
-            series = self._stores.figures.read(span).by(span.told)
+            series = self._stores.figures.read(span, time.time()).by(span.told)
             slots = [{"at": rfc3339(at), "figures": slot and _figures(slot)} for at, slot in series.starts()]
             return {"span": name, "step": series.step, "total": _figures(series.total()), "slots": slots}
 

@@ -156,7 +156,7 @@ class NodeQueries:
 
     def figures(self, span: str) -> FigureSeries:
         """What the node did in a span of SPANS, in slots; the newest end a few seconds ago."""
-        return self._open().figures.read(SPANS[span])
+        return self._open().figures.read(SPANS[span], self.clock())
 
     def pushes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
         """Push attempts from the audit log, newest first."""

@@ -22,7 +22,7 @@ STORED_WITHIN = 8.0
 """Seconds after the end of a slot by which it is stored; a reader looks no closer to now."""
 
 
-class Span(NamedTuple):
+class FigureSpan(NamedTuple):
     """A span of the history: its `seconds` until now, in slots of `step` seconds, summed up by `told` for programs."""
 
     seconds: int
@@ -30,7 +30,7 @@ class Span(NamedTuple):
     told: int
 
 
-SPANS = {"10m": Span(600, STEP, STEP), "1h": Span(3_600, STEP, 60), "1d": Span(86_400, 60, 600)}
+SPANS = {"10m": FigureSpan(600, STEP, STEP), "1h": FigureSpan(3_600, STEP, 60), "1d": FigureSpan(86_400, 60, 600)}
 """The spans that can be asked for."""
 
 
@@ -129,9 +129,12 @@ class FigureStore:
                 [(step, now - kept, now + step) for step, kept in KEPT.items()],
             )
 
-    def read(self, span: Span) -> FigureSeries:
-        """The slots of a span that ends at the newest one that is surely stored. Raises StoreError."""
-        until = int((self._clock() - STORED_WITHIN) // span.step) * span.step
+    def read(self, span: FigureSpan, now: float) -> FigureSeries:
+        """The slots of a span that ends with the newest one that is surely stored at Unix second `now`.
+
+        Raises StoreError.
+        """
+        until = int((now - STORED_WITHIN) // span.step) * span.step
         since = until - span.seconds
         with self._database.reading() as connection:
             found = rows(

@@ -11,6 +11,7 @@ from textual.message import Message
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, FileChange, RefText, Turn
 from appliance.core.node.queries import Disk, RepoView
+from appliance.core.store.figures import FigureSeries
 from appliance.tui.data.rows import CheckRow, DiffLine, GuestRow, SessionRow
 
 
@@ -200,3 +201,11 @@ class DiskRead(Message):
     """How full the disk is."""
 
     disk: Disk
+
+
+@dataclass
+class FiguresRead(Message):
+    """What the node did in a span of `figures.SPANS`."""
+
+    span: str
+    series: FigureSeries

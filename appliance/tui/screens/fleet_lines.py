@@ -1,4 +1,4 @@
-"""What Health says of the fleet: the connection, each node, and what is behind. Nothing on a node alone."""
+"""What Node says of the fleet: the connection, each node, and what is behind. Nothing on a node alone."""
 
 from __future__ import annotations
 
