@@ -24,6 +24,7 @@ from appliance.tui.data import follower
 from appliance.tui.data.activity import ActivityFeed
 from appliance.tui.data.rows import GuestRow
 from appliance.tui.screens.session_list import SessionList
+from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
 from tests.conftest import WIDGETS
 from tests.support.serve import ROOT
@@ -78,7 +79,7 @@ def test_what_is_known_of_them(scene: Scene, monkeypatch: pytest.MonkeyPatch, si
 
 @pytest.mark.slow
 def test_one_that_cannot_come_is_first_and_says_why(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a shape and in the colour of warnings; Health counts it; it is mended without a key."""
+    """With a shape and in the colour of warnings; Node counts it; it is mended without a key."""
 
     async def script(seen: Seen) -> None:
         await seen.press("5")
@@ -88,7 +89,8 @@ def test_one_that_cannot_come_is_first_and_says_why(scene: Scene, monkeypatch: p
         assert names(seen)[0] == "vm-9" and "▲ vm-9" in seen.text
         assert tones(seen, "/run/fc/vm-9") == "warn" and tones(seen, "/run/fc/vm-7") == "dim"
         await seen.press("4")
-        await seen.shows("4 known", "▲ 1 cannot come")
+        facts = seen.app.screen.query_one("#facts", Lines)
+        await seen.until(lambda: "known  4 guests, ▲ 1 cannot come" in facts.text, "Node counts them")
         await seen.press("5")
         seen.app.context.queries.told = PULSE | {"known_guests": {"count": 4, "problems": {}}}  # type: ignore[attr-defined]
         await seen.hides("▲", PROBLEM)
@@ -244,7 +246,7 @@ def test_no_serve_or_one_that_is_older(
         assert "▲" not in seen.text and names(seen)[0] == LONGEST_NAME
         await seen.press("4")
         await seen.settled()
-        assert " known" not in seen.text
+        assert "  known " not in seen.app.screen.query_one("#facts", Lines).text
         await seen.press("5", "D")
         if pulse is None:
             await seen.says("serve is not running")

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, VerticalScroll
+from textual.events import Click
 
+from appliance.core.models import UNHEALTHY
 from appliance.core.node.queries import Disk
 from appliance.core.store.figures import SPANS
 from appliance.tui.context import Context
@@ -33,7 +35,12 @@ from appliance.tui.widgets.lines import Line, Lines
 
 DISK_EVERY, FIGURES_EVERY = 5, 10
 """Beats between two reads."""
+OVER = " over "
 SPAN_WORDS = {"10m": "ten minutes", "1h": "an hour", "1d": "a day"}
+
+
+class Page(VerticalScroll, can_focus=True, inherit_bindings=False):
+    """Scrolls by the keys of the view and by the mouse."""
 
 
 class NodeScreen(View):
@@ -42,7 +49,7 @@ class NodeScreen(View):
     heading = "Node"
     here = "node"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("t", "span", "ten minutes, an hour, a day", tooltip="plots over ten minutes, an hour or a day"),
+        Binding("t", "span", "time span", tooltip="plots over ten minutes, an hour or a day"),
         Binding("r", "check", "check again", tooltip="run every check of doctor again"),
         Binding("up,k", "scroll_page(-1)", "up", show=False),
         Binding("down,j", "scroll_page(1)", "down", show=False),
@@ -65,16 +72,16 @@ class NodeScreen(View):
     def body(self) -> ComposeResult:
         """Yields the time span, and a page that scrolls: what needs attention, the plots, and the rest in words."""
         yield Lines(id="summary")
-        with VerticalScroll(id="page", can_focus=False):
+        with Page(id="page"):
             yield Lines(id="attention")
             with Container(id="sides"):
                 yield Lines(id="charts")
                 yield Lines(id="facts")
 
     @property
-    def page(self) -> VerticalScroll:
+    def page(self) -> Page:
         """What scrolls."""
-        return self.query_one("#page", VerticalScroll)
+        return self.query_one("#page", Page)
 
     @property
     def rows(self) -> list[CheckRow]:
@@ -86,6 +93,14 @@ class NodeScreen(View):
         repeated = "serve", "; ".join(row.found for row in warnings)
         bad = [check for check in self._checks if not check.ok and (check.name, check.found) != repeated]
         return [*warnings, *bad, *(check for check in self._checks if check.ok)]
+
+    def on_mount(self) -> None:
+        """Focuses the page."""
+        self.page.focus()
+
+    def focus_body(self) -> None:
+        """Moves the focus back to the page."""
+        self.page.focus()
 
     def reread(self) -> None:
         """Reads everything again, because something may have been put right."""
@@ -140,7 +155,19 @@ class NodeScreen(View):
     def action_span(self) -> None:
         """Shows the next span of time."""
         names = list(SPANS)
-        self._span = names[(names.index(self._span) + 1) % len(names)]
+        self._show_span(names[(names.index(self._span) + 1) % len(names)])
+
+    def on_click(self, event: Click) -> None:
+        """Shows the span of time that was clicked."""
+        x = event.x - len(OVER)
+        if event.widget is not None and event.widget.id == "summary":
+            for name, words in SPAN_WORDS.items():
+                if 0 <= x < len(words) + 3:
+                    self._show_span(name)
+                x -= len(words) + 3
+
+    def _show_span(self, name: str) -> None:
+        self._span = name
         self._read_figures()
         self._tell()
 
@@ -171,7 +198,8 @@ class NodeScreen(View):
         if not width:
             return
         rates, now = model.rates, model.clock()
-        attention = attention_lines(self.rows, model.looked, width)
+        behind = sum(number for state, number in model.counts().items() if state in UNHEALTHY)
+        attention = attention_lines(self.rows, behind, width)
         is_wide = self.size.width >= WIDE
         side = width // 2 if is_wide else width
         charts: list[Line] = [(cell("   reading…", "dim"), ())]
@@ -184,7 +212,7 @@ class NodeScreen(View):
         self._put("facts", self._facts(width - side if is_wide else width, max(0, height - len(attention))))
 
     def _summarise(self) -> None:
-        pieces: list[Piece] = [(" over ", "dim")]
+        pieces: list[Piece] = [(OVER, "dim")]
         for name, words in SPAN_WORDS.items():
             pieces += [(f" {words} ", "here" if name == self._span else "dim"), (" ", "")]
         self.query_one("#summary", Lines).show((tuple(pieces), cell("t changes it ", "dim")))
@@ -200,7 +228,7 @@ class NodeScreen(View):
             *heading("Damage"), *damage_lines(model.repos.values(), model.clock(), width),
             *heading("Backup"), *backup_lines(backup, pulse is not None, model.clock(), width),
         ]  # fmt: skip
-        if fleet := fleet_lines(self._fleet):
+        if fleet := fleet_lines(self._fleet, width):
             after += [*heading("Fleet"), *fleet]
         after += [*heading("Checked and in order"), *check_lines(self.rows, width)]
         least = [*heading("Disk"), *disk_lines(self._disk, pulse, width, 0)]

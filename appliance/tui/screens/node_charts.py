@@ -61,7 +61,9 @@ class NodeCharts:
             [None if figures is None else figures.times.quantile(share) for figures in self._columns]
             for share in (0.5, 0.95)
         )
-        return self._chart("Time to workspace", words, medians, lambda value: took(value) if value else "0 s", second=slowest)
+        return self._chart(
+            "Time to workspace", words, medians, lambda value: took(value) if value else "0 s", second=slowest
+        )
 
     def _hits(self, hits: tuple[int, int]) -> Chart:
         counted = self._total.warm + self._total.missed

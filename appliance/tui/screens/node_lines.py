@@ -28,11 +28,16 @@ Lead = Cell
 """What stands before a text: a shape, and a word."""
 
 
-def attention_lines(rows: Sequence[CheckRow], looked: bool, width: int) -> list[Line]:
-    """What needs attention, each with what to do, in full."""
+def attention_lines(rows: Sequence[CheckRow], behind: int, width: int) -> list[Line]:
+    """What needs attention, each with what to do, in full. `behind` repositories do not equal their upstream."""
     bad = [row for row in rows if not row.ok]
+    if not rows:
+        return [(cell(" … checking", "dim"), ())]
+    if not bad and behind:
+        words = f" ▲ {count(behind, 'repository needs', 'repositories need')} attention: the key 1 lists them first"
+        return [(cell(words, "warn"), ())]
     if not bad:
-        return [(cell(" ● nothing needs attention", "good") if rows and looked else cell(" … checking", "dim"), ())]
+        return [(cell(" ● nothing needs attention", "good"), ())]
     lines: list[Line] = [(cell(f" ✗ {count(len(bad), 'thing')} to put right", "bad"), ())]
     for row in bad:
         lines += said(((f"   {row.name}: ", "strong"),), row.found, width)
@@ -96,7 +101,7 @@ def gauge(word: str, part: int, whole: int, words: str, tone: str = "accent") ->
 
 
 def disk_lines(disk: Disk | None, pulse: dict[str, Any] | None, width: int, room: int) -> list[Line]:
-    """How full the disk is, by kind and by repository, and what goes next; `room` lines are there for repositories."""
+    """How full the disk is, by kind and by repository, and what goes next; `room` more lines are there for repositories."""
     if disk is None:
         return [(cell("   reading…", "dim"), ())]
     used = disk.total - disk.free
@@ -117,7 +122,7 @@ def disk_lines(disk: Disk | None, pulse: dict[str, Any] | None, width: int, room
     kinds = [(KINDS[kind], taking) for kind, taking in found["by"].items() if taking and kind in KINDS]
     lines += shares("by kind", kinds, len(kinds))
     largest = [(plain(repo["name"]), repo["bytes"]) for repo in found["repos"]]
-    lines += shares("by repository", largest, max(MOST_NAMED, room))
+    lines += shares("by repository", largest, MOST_NAMED + room)
     if disk.leases:
         lines.append((cell(f"   {count(disk.leases, 'lease')} of disks for VMs"), ()))
     gone = found["removed"]

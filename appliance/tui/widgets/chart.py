@@ -13,7 +13,7 @@ from appliance.tui.widgets.lines import Line
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 SHADE = "░"
 GONE = "┄"
-SCALE = 10
+SCALE = 11
 """Columns of the scale on the left."""
 TALL = 5
 """Rows of bars from which on the middle of the scale is labelled, too."""
