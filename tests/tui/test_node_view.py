@@ -75,7 +75,7 @@ def test_one_hit_ratio(make_once: Make, monkeypatch: pytest.MonkeyPatch) -> None
     """That of the list of repositories, over the same time."""
 
     async def script(seen: Seen) -> None:
-        await seen.shows("86% hits")
+        await seen.shows("hit ratio 86%")
         await seen.press("4")
         await seen.shows("Hit ratio  86% in 10m")
         assert words_of(seen).count("%") == 0

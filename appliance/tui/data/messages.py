@@ -12,6 +12,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, FileChange, RefText, Turn
 from appliance.core.node.queries import Disk, RepoView
 from appliance.core.store.figures import FigureSeries
+from appliance.tui.data.details import RepoDetails
 from appliance.tui.data.rows import CheckRow, DiffLine, GuestRow, SessionRow
 
 
@@ -209,3 +210,10 @@ class FiguresRead(Message):
 
     span: str
     series: FigureSeries
+
+
+@dataclass
+class DetailsRead(Message):
+    """What is read of the chosen repository alone."""
+
+    details: RepoDetails

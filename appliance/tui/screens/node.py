@@ -79,6 +79,11 @@ class NodeScreen(View):
                 yield Lines(id="facts")
 
     @property
+    def has_widgets(self) -> bool:
+        """Whether the widgets exist, those on the page, too."""
+        return super().has_widgets and bool(self.query("#facts"))
+
+    @property
     def page(self) -> Page:
         """What scrolls."""
         return self.query_one("#page", Page)

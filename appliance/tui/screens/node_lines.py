@@ -101,7 +101,7 @@ def gauge(word: str, part: int, whole: int, words: str, tone: str = "accent") ->
 
 
 def disk_lines(disk: Disk | None, pulse: dict[str, Any] | None, width: int, room: int) -> list[Line]:
-    """How full the disk is, by kind and by repository, and what goes next; `room` more lines are there for repositories."""
+    """How full the disk is, by kind and by repository, and what goes next. `room` more repositories can be named."""
     if disk is None:
         return [(cell("   reading…", "dim"), ())]
     used = disk.total - disk.free

@@ -7,19 +7,30 @@ from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.timer import Timer
 
 from appliance.core.models import UNHEALTHY
 from appliance.core.node.queries import RepoView
 from appliance.tui.context import Context, OpenRepository
+from appliance.tui.data.details import RepoDetails, read_details
 from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
+from appliance.tui.data.messages import DetailsRead
 from appliance.tui.data.model import EVERY
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
+from appliance.tui.screens.repo_beside import beside_lines
 from appliance.tui.screens.repo_columns import RepoColumns, explain
-from appliance.tui.text import STATES, Piece, cell, percent
+from appliance.tui.text import STATES, Piece, cell, count, percent
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
 
 ORDER = list(STATES)
+BESIDE = 120
+"""Columns from which on the chosen repository stands beside the list, in full, and not below it in four lines."""
+RESTS = 0.12
+"""Seconds for which the cursor rests on a row before its details are read."""
+DETAILS_EVERY = 2
+"""Beats between two reads of the details, besides those that events of the repository bring about."""
 
 
 class RepositoriesScreen(RepoActions):
@@ -36,17 +47,29 @@ class RepositoriesScreen(RepoActions):
         Binding("escape", "back", "clear the filter", show=False),
     ]
 
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (BESIDE, "-wide")]  # noqa: RUF012 - the type is Textual's
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._sorting = 0
+        self._details = RepoDetails("", is_read=False)
+        self._resting: Timer | None = None
+        self._beat = 0
 
     def body(self) -> ComposeResult:
-        """Yields the summary, the list and the explanation."""
+        """Yields the summary, the list, and the explanation beside or below it."""
         yield Lines(id="summary")
         columns = RepoColumns(self.model, self.context.node.config.refresh.stale_after).all()
         listing: Listing[RepoView] = Listing(columns, lambda view: view.repo.name, empty="reading…", id="list")
-        yield listing
+        with Container(id="both"):
+            yield listing
+            yield Lines(id="beside")
         yield Lines(id="why")
+
+    @property
+    def has_widgets(self) -> bool:
+        """Whether the widgets exist, the list in its container, too."""
+        return super().has_widgets and bool(self.query("#beside"))
 
     @property
     def listing(self) -> Listing[RepoView]:
@@ -69,10 +92,38 @@ class RepositoriesScreen(RepoActions):
             self._explain()
         if REPOS in news:
             self.context.follower.look_at(self.listing.visible_rows())
+        if TIME in news:
+            self._beat += 1
+            if self._beat % DETAILS_EVERY == 0:
+                self._read_details()
+
+    def happened(self, events: list[dict[str, Any]]) -> None:
+        """Reads the details again if something happened to the chosen repository."""
+        view = self.listing.row
+        if view is not None and any(event.get("repo") == view.repo.name for event in events):
+            self.context.follower.soon(self._read_details)
 
     def reread(self) -> None:
-        """Reads details that are shown only for visible rows."""
+        """Reads details that are shown only for visible rows, and those of the chosen one."""
         self.context.follower.look_at(self.listing.visible_rows())
+        self._read_details()
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the chosen repository stands beside the list."""
+        return self.size.width >= BESIDE
+
+    def _read_details(self) -> None:
+        """Reads what only the chosen repository shows, if there is room to show it."""
+        view, queries = self.listing.row, self.context.queries
+        if self.is_beside and view is not None:
+            name = view.repo.name
+            self.context.loader.read("details", self, lambda: DetailsRead(read_details(queries, name)))
+
+    def on_details_read(self, message: DetailsRead) -> None:
+        """Shows the details, unless the cursor has moved on."""
+        self._details = message.details
+        self._explain()
 
     def filtered(self) -> None:
         """Lists the rows that match now."""
@@ -84,8 +135,11 @@ class RepositoriesScreen(RepoActions):
         self.listing.focus()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Explains the state of the row under the cursor."""
+        """Explains the state of the row under the cursor; its details are read once the cursor rests there."""
         self._explain()
+        if self._resting is not None:
+            self._resting.stop()
+        self._resting = self.set_timer(RESTS, self._read_details)
         self.context.follower.look_at(self.listing.visible_rows())
 
     @property
@@ -165,7 +219,8 @@ class RepositoriesScreen(RepoActions):
             if number := counts.get(state):
                 left.append((f"{shape} {number:,} {state}  ", tone))
         warm, all_counted = model.rates.hits(EVERY)
-        rate = f"{model.rates.per_minute(EVERY, model.clock()):,} hyd/min, {percent(warm, all_counted)} hits  "
+        now = model.rates.per_minute(EVERY, model.clock())
+        rate = f"{count(now, 'hydration')} a minute, hit ratio {percent(warm, all_counted)}  "
         order = f"by {self._orders()[self._sorting][0]} "
         summary = self.query_one("#summary", Lines)
         room = summary.size.width - sum(len(text) for text, _ in left)
@@ -173,5 +228,16 @@ class RepositoriesScreen(RepoActions):
 
     def _explain(self) -> None:
         view = self.listing.row
+        if self.is_beside:
+            self._tell_beside(view)
+            return
         why = self.query_one("#why", Lines)
         why.show(*(explain(view, self.model.lag(view), self.model.clock(), why.size.width) if view else ()))
+
+    def _tell_beside(self, view: RepoView | None) -> None:
+        beside = self.query_one("#beside", Lines)
+        if view is None:
+            beside.show()
+            return
+        details = self._details if self._details.repo == view.repo.name else RepoDetails("", is_read=False)
+        beside.show(*beside_lines(view, details, self.model, beside.size.width, beside.size.height))
