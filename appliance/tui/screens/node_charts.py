@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from appliance.core.store.figures import Figures, FigureSeries, summed
 from appliance.tui.data.model import RATIO_OVER
@@ -21,6 +21,8 @@ class NodeCharts:
         self._series = series
         self._total = series.total()
         self._columns: list[Figures | None] = []
+        self._lengths: list[int] = []
+        """Seconds of each column in which a serve ran."""
 
     def lines(self, width: int, height: int, per_minute: int, hits: tuple[int, int]) -> list[Line]:
         """Draws all charts into about `height` lines.
@@ -29,7 +31,9 @@ class NodeCharts:
         """
         room = max(10, width - SCALE)
         if len(self._columns) != room:
-            self._columns = _by_column(self._series.slots, room)
+            parts = list(_parts(self._series.slots, room))
+            self._columns = [summed(part) for part in parts]
+            self._lengths = [self._series.step * sum(slot is not None for slot in part) for part in parts]
         charts = [self._hydrations(per_minute), self._times(), self._hits(hits), self._bytes(), self._refreshes()]
         titles = [title_lines(chart, width) for chart in charts]
         rows = max(LEAST, min(MOST, (height - 1 - sum(map(len, titles))) // len(charts)))
@@ -91,8 +95,10 @@ class NodeCharts:
 
     def _rates(self, amount: Callable[[Figures], int]) -> list[float | None]:
         """The amount in a second of each column."""
-        seconds = self._series.step * max(1.0, len(self._series.slots) / len(self._columns))
-        return [None if figures is None else amount(figures) / seconds for figures in self._columns]
+        return [
+            None if figures is None else amount(figures) / seconds
+            for figures, seconds in zip(self._columns, self._lengths, strict=True)
+        ]
 
     def _chart(
         self,
@@ -108,13 +114,11 @@ class NodeCharts:
         return Chart(title, words, values, label, second, top, tone, gone)
 
 
-def _by_column(slots: Sequence[Figures | None], columns: int) -> list[Figures | None]:
-    """Sums the slots up by column of a plot; where there are fewer slots than columns, each has several."""
-    found: list[Figures | None] = []
+def _parts(slots: Sequence[Figures | None], columns: int) -> Iterator[Sequence[Figures | None]]:
+    """The slots by column of a plot; where there are fewer slots than columns, each is in several."""
     for column in range(columns):
         start = column * len(slots) // columns
-        found.append(summed(slots[start : max(start + 1, (column + 1) * len(slots) // columns)]))
-    return found
+        yield slots[start : max(start + 1, (column + 1) * len(slots) // columns)]
 
 
 def _number(value: float) -> str:

@@ -80,9 +80,11 @@ def _hydration(row: ActivityEntry, now: float, width: int) -> Line:
     when = f"for {span(now - row.at)}" if row.open else f"{span(now - row.at)} ago"
     way = "".join(text for text, _ in row.said)
     left: Cell = (
-        (f"   {when:>10}  ", "accent" if row.open else ""), (f"{way:<{WAY}} ", row.said[0][1]), (f" {who:<{WHO}}  ", ""),
+        (f"   {when:>10}  ", "accent" if row.open else ""),
+        (f"{way:<{WAY}} ", row.said[0][1]),
+        (f" {who:<{WHO}}  ", ""),
         (row.what, "dim"),
-    )  # fmt: skip
+    )
     figures = [took(row.seconds)] if row.seconds is not None else []
     if row.bytes is not None and width >= ROOMY:
         figures.insert(0, size(row.bytes))
