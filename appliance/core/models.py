@@ -166,12 +166,14 @@ class Caller:
     """Who sent a request: the address for the record, the protocol (`git` or `http`), and the guest if it is known.
 
     `on_last` is called before an answer after which git asks for nothing more on its connection: one with the pack.
+    The guest has `waited` so many seconds since its request, for a slot.
     """
 
     client: str
     protocol: str
     guest: Guest | None = None
     on_last: Callable[[], None] = _keep
+    waited: float = 0.0
 
     @property
     def guest_name(self) -> str | None:
@@ -189,7 +191,7 @@ class Hydration:
     """A guest received its objects. `way` is how they were served (hit, joined, miss, direct, snapshot).
 
     `want` is the first of `wants` object ids, `shape` is the request in a few words. `first_byte` and `seconds` are the
-    seconds until the first byte and until the end.
+    seconds from the request, with its wait for a slot, to the first byte and to the end.
     """
 
     repo: str

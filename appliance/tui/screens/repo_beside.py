@@ -17,7 +17,7 @@ from appliance.tui.widgets.lines import Line
 WAY, WHO = 10, 9
 """Columns of the way of a hydration, and at least of its guest."""
 ROOMY = 60
-"""The width from which on sizes are said, too."""
+"""The width from which on it is said what was asked for, and how much was sent."""
 UNCUT = 100_000
 """A width at which nothing is wrapped."""
 
@@ -83,7 +83,7 @@ def _hydration(row: ActivityEntry, now: float, width: int) -> Line:
         (f"   {when:>10}  ", "accent" if row.open else ""),
         (f"{way:<{WAY}} ", row.said[0][1]),
         (f" {who:<{WHO}}  ", ""),
-        (row.what, "dim"),
+        (row.what if width >= ROOMY else "", "dim"),
     )
     figures = [took(row.seconds)] if row.seconds is not None else []
     if row.bytes is not None and width >= ROOMY:

@@ -136,7 +136,7 @@ class Engine:
         return self._cache.get(key, repo.id, produce, pinned=warming)
 
     async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller) -> None:
-        start = time.monotonic()
+        start = time.monotonic() - caller.waited
         meter = _Meter(sink)
         large = len(request.arguments) > MANY_LINES
         if large:

@@ -79,6 +79,7 @@ class GuestRoutes:
         `may_have` raises HttpError if the guest may not read the repository any more, after it has waited for a build.
         """
         require_read(exchange)
+        asked = time.monotonic()
         branch = exchange.query.get("ref")
         wanted = await self._with_modules(exchange, _wanted(exchange))
         try:
@@ -95,9 +96,9 @@ class GuestRoutes:
                 tar = await self._tar(repo, branch, wanted)
             except GitmirrorError as error:
                 raise _no_tar(error) from None
-            await self._send(exchange, repo, tar)
+            await self._send(exchange, repo, tar, asked)
 
-    async def _send(self, exchange: Exchange, repo: Repo, tar: Tar) -> None:
+    async def _send(self, exchange: Exchange, repo: Repo, tar: Tar, asked: float) -> None:
         coded = self._codings.choose(exchange, tar)
         headers = {
             "x-gitmirror-commit": tar.commit,
@@ -124,9 +125,9 @@ class GuestRoutes:
         finally:
             if sent:
                 self._codings.watch(exchange, sent, start)
-                # The file was complete, so its first byte left at once: 0.0 seconds.
-                seconds = time.monotonic() - start
-                facts = (tar.commit, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, exchange.client, HTTP)
+                # The file was complete, so its first byte left at once.
+                seconds = time.monotonic() - asked
+                facts = (tar.commit, 1, SNAPSHOT, SNAPSHOT, sent, start - asked, seconds, exchange.client, HTTP)
                 guest = exchange.caller.guest_name
                 self._publish(FetchEnded(repo=repo, fetch=Hydration(repo.name, *facts, guest=guest)))
 
