@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -16,8 +17,11 @@ from appliance.core.models import Health, Hydration, RefreshOutcome, Repo
 from appliance.core.observability.figures import FigureSampler
 from appliance.core.store.database import Database
 from appliance.core.store.figures import SPANS, FigureSeries, FigureStore
-from tests.conftest import WIDGETS
-from tests.support.serve import Serve
+from tests.conftest import WIDGETS, ServeFactory
+from tests.support.gitutil import wait_until
+from tests.support.pkt import PushConnection
+from tests.support.serve import Serve, Value
+from tests.support.upstream import HttpUpstream
 
 NOW = 1769860800.0
 REPO = Repo(1, WIDGETS, "https://example.com/acme/widgets", None, "cli", None, True, NOW)
@@ -73,3 +77,30 @@ def test_every_road_is_counted_and_survives_a_restart(serve: Serve, tmp_path: Pa
     total = stored().total()
     assert (total.hydrations, total.times.total) == (4, 4)
     assert total.warm + total.missed == 4 and total.bytes > size and total.refreshes >= 1
+
+
+@pytest.mark.slow
+def test_a_wait_for_a_slot_is_part_of_the_time(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
+    """Of a tar that is asked for while another guest has the only slot."""
+    limits: dict[str, Value] = {"max_clients": 1}
+    serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh={"interval": "1h"}, serve=limits).start()
+    serve.wait_for_repo(WIDGETS)
+    layout, url = Layout(serve.state), f"{serve.http_url}/{WIDGETS}/workspace.tar"
+
+    def fetch() -> bytes:
+        with urlopen(url, timeout=60) as answer:
+            return bytes(answer.read())
+
+    fetch()
+    with ThreadPoolExecutor(1) as guests:
+        with PushConnection(*serve.git_address, f"/{WIDGETS}"):
+            waiting = guests.submit(fetch)
+            there = lambda: call(layout, "GET", "/v1/pulse")["connections"]["http"] == 1  # noqa: E731
+            wait_until(there, message="the guest is there")
+            began = time.monotonic()
+            wait_until(lambda: time.monotonic() - began > 1.0, message="it has waited")
+            assert not waiting.done()
+        assert waiting.result(timeout=60)
+    wait_until(lambda: len(call(layout, "GET", "/v1/activity")["items"]) == 2, message="both are recorded")
+    waited = call(layout, "GET", "/v1/activity")["items"][0]
+    assert waited["first_byte"] > 0.9 and waited["seconds"] >= waited["first_byte"]
