@@ -10,8 +10,8 @@ from textual.message import Message
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, FileChange, RefText, Turn
+from appliance.core.node.figures import FigureSeries
 from appliance.core.node.queries import Disk, RepoView
-from appliance.core.store.figures import FigureSeries
 from appliance.tui.data.details import RepoDetails
 from appliance.tui.data.rows import CheckRow, DiffLine, GuestRow, SessionRow
 

@@ -10,8 +10,8 @@ from textual.containers import Container, VerticalScroll
 from textual.events import Click
 
 from appliance.core.models import UNHEALTHY
+from appliance.core.node.figures import SPANS
 from appliance.core.node.queries import Disk
-from appliance.core.store.figures import SPANS
 from appliance.tui.context import Context
 from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.messages import DiskRead, FiguresRead, FleetRead, HealthRead
@@ -39,7 +39,7 @@ OVER = " over "
 SPAN_WORDS = {"10m": "ten minutes", "1h": "an hour", "1d": "a day"}
 
 
-class Page(VerticalScroll, can_focus=True, inherit_bindings=False):
+class NodePage(VerticalScroll, can_focus=True, inherit_bindings=False):
     """Scrolls by the keys of the view and by the mouse."""
 
 
@@ -72,7 +72,7 @@ class NodeScreen(View):
     def body(self) -> ComposeResult:
         """Yields the time span, and a page that scrolls: what needs attention, the plots, and the rest in words."""
         yield Lines(id="summary")
-        with Page(id="page"):
+        with NodePage(id="page"):
             yield Lines(id="attention")
             with Container(id="sides"):
                 yield Lines(id="charts")
@@ -84,9 +84,9 @@ class NodeScreen(View):
         return super().has_widgets and bool(self.query("#facts"))
 
     @property
-    def page(self) -> Page:
+    def page(self) -> NodePage:
         """What scrolls."""
-        return self.query_one("#page", Page)
+        return self.query_one("#page", NodePage)
 
     @property
     def rows(self) -> list[CheckRow]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from appliance.core.store.figures import Figures, FigureSeries, summed
+from appliance.core.node.figures import Figures, FigureSeries, summed
 from appliance.tui.data.model import RATIO_OVER
 from appliance.tui.text import count, percent, size, span, took
 from appliance.tui.widgets.chart import SCALE, Chart, bar_lines, time_line, title_lines
