@@ -7,7 +7,7 @@
 - `examining`: inspects and heals mirrors without `serve`. `searching`: reads turns for a search without `serve`.
 - `sessions`: what agents did: turns, diffs, a checkout. `queries`: what the live view reads, piece by piece.
 - `state_dir`: opens what is in a state directory: stores, git, keyring, privacy.
-- `storage`: how much disk space the state directory takes, by purpose.
+- `storage`: how much disk space the state directory takes, by purpose. `figures`: what the node did over time.
 - `salvage`: the repositories to serve while the database cannot be read.
 
 A command: the command line makes a `Node` from `--state` and `--config`, calls the operation on `current()`, and prints
