@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from appliance.tui.screens import repositories
 from appliance.tui.widgets.lines import Lines
 from tests.tui.drive import NARROW, Seen, drive
 from tests.tui.scene import WIDGETS, FixedQueries, Scene, build
@@ -43,6 +44,7 @@ def test_details_are_read_once_the_cursor_rests(make_once: Make, monkeypatch: py
         return refreshes(queries, name, limit)
 
     monkeypatch.setattr(FixedQueries, "refreshes", noted)
+    monkeypatch.setattr(repositories, "RESTS", 1.0)
 
     async def wide(seen: Seen) -> None:
         await seen.until(lambda: "acme/infra" in read, "the first row is read")
@@ -50,6 +52,7 @@ def test_details_are_read_once_the_cursor_rests(make_once: Make, monkeypatch: py
         read.clear()
         for _ in range(3):
             seen.app.screen.query_one("#list").action_move(1)  # type: ignore[attr-defined]
+            await seen.pilot.pause()
         chosen = seen.app.screen.query_one("#list").row.repo.name  # type: ignore[attr-defined]
         await seen.until(lambda: chosen in read, "the last row is read")
         assert set(read) <= {"acme/infra", chosen}

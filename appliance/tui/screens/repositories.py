@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -29,8 +30,8 @@ BESIDE = 120
 """Columns from which on the chosen repository stands beside the list, in full, and not below it in four lines."""
 RESTS = 0.12
 """Seconds for which the cursor rests on a row before its details are read."""
-DETAILS_EVERY = 2
-"""Beats between two reads of the details, besides those that events of the repository bring about."""
+DETAILS_EVERY = 2.0
+"""Seconds between two reads of the details, besides those that events of the repository bring about."""
 
 
 class RepositoriesScreen(RepoActions):
@@ -54,7 +55,7 @@ class RepositoriesScreen(RepoActions):
         self._sorting = 0
         self._details = RepoDetails("", is_read=False)
         self._resting: Timer | None = None
-        self._beat = 0
+        self._read_at = 0.0
 
     def body(self) -> ComposeResult:
         """Yields the summary, the list, and the explanation beside or below it."""
@@ -92,10 +93,9 @@ class RepositoriesScreen(RepoActions):
             self._explain()
         if REPOS in news:
             self.context.follower.look_at(self.listing.visible_rows())
-        if TIME in news:
-            self._beat += 1
-            if self._beat % DETAILS_EVERY == 0:
-                self._read_details()
+        # Not while the cursor moves: its rest brings about a read.
+        if TIME in news and self._resting is None and time.monotonic() - self._read_at > DETAILS_EVERY:
+            self._read_details()
 
     def happened(self, events: list[dict[str, Any]]) -> None:
         """Reads the details again if something happened to the chosen repository."""
@@ -116,6 +116,7 @@ class RepositoriesScreen(RepoActions):
     def _read_details(self) -> None:
         """Reads what only the chosen repository shows, if there is room to show it."""
         view, queries = self.listing.row, self.context.queries
+        self._resting, self._read_at = None, time.monotonic()
         if self.is_beside and view is not None:
             name = view.repo.name
             self.context.loader.read("details", self, lambda: DetailsRead(read_details(queries, name)))
