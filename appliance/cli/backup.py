@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import replace
@@ -56,19 +57,27 @@ def backup(ctx: click.Context, options: Options, directory: str | None, as_json:
 @backup.command()
 @click.argument("directory", metavar="DIR")
 @json_option
-def verify(directory: str, as_json: bool) -> None:
+@pass_options
+def verify(options: Options, directory: str, as_json: bool) -> None:
     """Prove that the backups in DIR can be restored.
 
     Reads every file, checks each database and its audit log, and unpacks every bundle in a scratch directory. Names
-    each damaged file and exits with code 3 when there is one.
+    each damaged file and exits with code 3 when there is one. The node remembers when it last did that, and `status`
+    and the live view say so.
 
     \b
     Example:
       gitmirror.pyz backup verify /mnt/backup/node1
     """
+    from appliance.core.backup.proof import note_proof
     from appliance.core.backup.verification import verify_backups
+    from appliance.core.config.settings import find_state
+    from appliance.core.layout import Layout
 
     report = verify_backups(Path(directory).absolute())
+    # Whoever may read the backups need not own the state directory.
+    with contextlib.suppress(OSError):
+        note_proof(Layout(find_state(options.state, os.environ)), report)
     if as_json:
         print_json(report.document())
     else:

@@ -111,6 +111,11 @@ class Layout:
         return self.run / "outgoing"
 
     @property
+    def backup_proof(self) -> Path:
+        """When backups were last verified on this node, and what that found."""
+        return self.state / "backup-proof.json"
+
+    @property
     def hooks(self) -> Path:
         """The hooks that guard pushes: receive-pack's `core.hooksPath`."""
         return self.run / "hooks"

@@ -166,12 +166,14 @@ class Caller:
     """Who sent a request: the address for the record, the protocol (`git` or `http`), and the guest if it is known.
 
     `on_last` is called before an answer after which git asks for nothing more on its connection: one with the pack.
+    The guest has `waited` so many seconds since its request, for a slot.
     """
 
     client: str
     protocol: str
     guest: Guest | None = None
     on_last: Callable[[], None] = _keep
+    waited: float = 0.0
 
     @property
     def guest_name(self) -> str | None:
@@ -179,13 +181,17 @@ class Caller:
         return None if self.guest is None else self.guest.name
 
 
+WARM_WAYS = frozenset({"hit", "joined", "snapshot"})
+"""Served from what was there. The hit ratio is their share of these and misses; `direct` ones cannot be cached."""
+
+
 @dataclass(frozen=True)
 class Hydration:
     """A guest received its objects. `way` is how they were served (hit, joined, miss, direct, snapshot).
 
     `want` is the first of `wants` object ids, `shape` is the request in a few words. `first_byte` and `seconds` are the
-    seconds until the first byte and until the end. `outcome` is `complete`, `aborted` (the guest broke it off, or was
-    cut off because it read nothing) or `failed`; then `bytes` are those that were sent.
+    seconds from the request, with its wait for a slot, to the first byte and to the end. `outcome` is `complete`,
+    `aborted` (the guest broke it off, or read nothing) or `failed`; of the last two, `bytes` were sent.
     """
 
     repo: str
@@ -200,6 +206,11 @@ class Hydration:
     protocol: str
     guest: str | None = None
     outcome: str = "complete"
+
+    @property
+    def makes_workspace(self) -> bool:
+        """Whether the guest had nothing before: it got a tar, or the pack of a clone."""
+        return self.bytes > 0 and "incremental" not in self.shape
 
 
 @dataclass(frozen=True)

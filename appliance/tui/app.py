@@ -38,8 +38,8 @@ from appliance.tui.screens.compare import CompareScreen
 from appliance.tui.screens.dialogs import Whole
 from appliance.tui.screens.diff import DiffScreen
 from appliance.tui.screens.guests import GuestsScreen
-from appliance.tui.screens.health import HealthScreen
 from appliance.tui.screens.help import HelpScreen
+from appliance.tui.screens.node import NodeScreen
 from appliance.tui.screens.notes import NotesScreen
 from appliance.tui.screens.repositories import RepositoriesScreen
 from appliance.tui.screens.repository import RepositoryScreen
@@ -55,7 +55,7 @@ STARTS: dict[str, type[View]] = {
     "repositories": RepositoriesScreen,
     "sessions": SessionsScreen,
     "activity": ActivityScreen,
-    "health": HealthScreen,
+    "node": NodeScreen,
     "guests": GuestsScreen,
 }
 """The five views that are always there, by mode; the other two open over them."""
@@ -72,7 +72,7 @@ class Tui(App[None]):
         Binding("1", "go('repositories')", "repositories", show=False),
         Binding("2", "go('sessions')", "sessions", show=False),
         Binding("3", "go('activity')", "activity", show=False),
-        Binding("4", "go('health')", "health", show=False),
+        Binding("4", "go('node')", "node", show=False),
         Binding("5", "go('guests')", "guests", show=False),
         Binding("colon", "command_line", "command", tooltip="type a command, as on the command line"),
         Binding("ctrl+p", "command_palette", "find", show=False, tooltip="find any command and repository by letters"),
@@ -259,7 +259,7 @@ def help_sections(here: View | None) -> list[tuple[str, list[BindingType]]]:
         CompareScreen,
         NotesScreen,
         ActivityScreen,
-        HealthScreen,
+        NodeScreen,
         GuestsScreen,
     ]
     views.sort(key=lambda view: view is not type(here))

@@ -51,8 +51,8 @@ TABLE = (
     Command("show_refreshes", "refreshes", (MAYBE,)),
     Command("show_pushes", "audit", options=("--repo", "--guest")),
     Command("show_guests", "guests"),
-    Command("show_health", "doctor"),
-    Command("show_health", "storage"),
+    Command("show_node", "doctor"),
+    Command("show_node", "storage"),
     Command("refresh", "refresh", (MANY,), writes=True),
     Command("enable", "enable", (REPO,), writes=True),
     Command("disable", "disable", (REPO,), writes=True),
@@ -185,8 +185,8 @@ class Commands:
     def _show_guests(self) -> None:
         self._go("guests")
 
-    def _show_health(self) -> None:
-        self._app.post_message(GoTo("health"))
+    def _show_node(self) -> None:
+        self._app.post_message(GoTo("node"))
 
     def _help(self) -> None:
         self._app.call_later(self._app.run_action, "help")

@@ -28,7 +28,7 @@ class PaletteCommands(Provider):
             ("repositories", "Repositories"),
             ("sessions", "Sessions"),
             ("activity", "Activity"),
-            ("health", "Health"),
+            ("node", "Node"),
             ("guests", "Guests"),
         ):
             yield title, f"go to {title}", partial(app.run_action, f"go({mode!r})")

@@ -18,6 +18,7 @@ from appliance.core.node.queries import Disk, NodeQueries
 from appliance.core.node.state_dir import open_stores
 from appliance.core.ops import doctor
 from appliance.core.store.audit import Attempt
+from appliance.core.store.figures import STEP, Figures, FigureStore
 from appliance.core.store.guests import GuestOrder, GuestStore
 from appliance.core.store.registry import Wanted
 from appliance.core.store.stores import Stores
@@ -54,6 +55,15 @@ PULSE: dict[str, Any] = {
             "speed": 12_600_000.0,
             "seconds": 140.0,
         },
+    },
+    "backup": {
+        "to": "/mnt/backup/node1",
+        "at": "2026-01-31T09:12:00Z",
+        "age": 10_080.0,
+        "bytes": 1_288_490_188,
+        "error": None,
+        "verified_at": "2026-01-29T08:00:00Z",
+        "faults": 0,
     },
     "known_guests": {
         "count": 4,
@@ -196,6 +206,7 @@ def build(state: Path) -> None:
     _register(stores, LONG, "4" * 40, lag=31, size=52_000_000_000)
     _refreshes(stores, tip)
     _hydrations(stores, tip)
+    _figures(stores)
     _sessions(stores, mirror, tip)
     _guests(stores)
     stores.database.close()
@@ -257,6 +268,23 @@ def _hydrations(stores: Stores, tip: str) -> None:
     from appliance.core.store.activity import ActivityStore
 
     ActivityStore(stores.database, lambda: NOW).record(rows)
+
+
+def _figures(stores: Stores) -> None:
+    """A day with a calm night, an hour without a serve, and a busy last quarter of an hour."""
+    slots = []
+    for at in range(int(NOW) - 86_400, int(NOW), STEP):
+        before, number = NOW - at, at // STEP
+        if 25_000 < before < 28_600:
+            continue
+        busy = 3 if before < 900 else (number % 7 == 0) if before < 36_000 else 0
+        figures = Figures(refreshes=1 + number % 2, failures=int(number % 11 == 0 and before < 3_000))
+        for each in range(busy + number % 2 * busy):
+            seconds = 0.12 + 0.03 * ((number + each) % 5) + (2.1 if (number + each) % 17 == 0 else 0)
+            way = "miss" if (number + each) % 13 == 0 else "hit"
+            figures.hydrated(Hydration(WIDGETS, "1" * 40, 1, "full", way, 3_400_000, 0.1, seconds, "c", "git"))
+        slots.append((at, figures))
+    FigureStore(stores.database, lambda: NOW).add(slots)
 
 
 def _sessions(stores: Stores, mirror: Path, tip: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from appliance.core.layout import Layout
 from appliance.core.node.state_dir import open_stores
+from appliance.tui.widgets.lines import Lines
 from tests.conftest import WIDGETS
 from tests.support.generate import add_commit
 from tests.support.gitutil import git
@@ -68,7 +69,7 @@ def test_disable_and_enable(node: Node) -> None:
 
 
 def test_leases_of_disks_are_shown_where_they_matter(node: Node) -> None:
-    """Health counts them, and so does the question before a repository with its disks is removed."""
+    """Node counts them, and so does the question before a repository with its disks is removed."""
     stores = open_stores(Layout(node.serve.state))
     repo = stores.registry.get(WIDGETS)
     for _ in range(2):
@@ -83,7 +84,8 @@ def test_leases_of_disks_are_shown_where_they_matter(node: Node) -> None:
         await seen.press("D")
         await seen.shows("Deleting also removes its disks", "2 leases of them")
         await seen.press("escape", "4")
-        await seen.shows(", 2 leases")
+        facts = seen.app.screen.query_one("#facts", Lines)
+        await seen.until(lambda: "2 leases of disks" in facts.text, "the leases are counted")
 
     drive(make_app(node.serve), script)
 

@@ -10,6 +10,7 @@ import pytest
 from appliance.tui.screens.fleet_lines import fleet_lines, short_node
 from appliance.tui.screens.session_columns import SessionColumns
 from appliance.tui.screens.session_list import SessionList
+from appliance.tui.widgets.lines import Lines
 from tests.tui.drive import Seen, drive
 from tests.tui.scene import PULSE, Scene, build
 from tests.tui.test_guests_view import Make
@@ -32,7 +33,7 @@ FLEET: dict[str, Any] = {
 
 
 def text(fleet: dict[str, Any] | None) -> list[str]:
-    return ["".join(part for part, _ in left) for left, _ in fleet_lines(fleet)]
+    return ["".join(part for part, _ in left) for left, _ in fleet_lines(fleet, 100)]
 
 
 def test_what_is_wrong_comes_first() -> None:
@@ -65,7 +66,7 @@ def test_a_node_alone_has_no_line_and_no_column() -> None:
 
 
 @pytest.mark.slow
-def test_health_shows_the_nodes(make_once: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_shows_the_nodes(make_once: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     app = Scene(make_once("scene", build)).app(monkeypatch)
     queries = app.context.queries
     config = queries.node.config
@@ -77,7 +78,9 @@ def test_health_shows_the_nodes(make_once: Make, monkeypatch: pytest.MonkeyPatch
 
     async def script(seen: Seen) -> None:
         await seen.press("4")
-        await seen.shows("default, this node is node-1", "silent for", "4 messages unread", "2 to go out")
+        facts = seen.app.screen.query_one("#facts", Lines)
+        words = ("default, this node is node-1", "silent for", "4 messages unread", "2 to go out")
+        await seen.until(lambda: all(each in " ".join(facts.text.split()) for each in words), "the nodes are shown")
 
     drive(app, script)
 

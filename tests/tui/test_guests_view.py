@@ -25,6 +25,7 @@ from appliance.tui.data.activity import ActivityFeed
 from appliance.tui.data.session_query import Found, parse_query
 from appliance.tui.data.traffic import GuestLine
 from appliance.tui.screens.session_list import SessionList
+from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
 from tests.conftest import WIDGETS
 from tests.support.serve import ROOT
@@ -79,7 +80,7 @@ def test_what_is_known_of_them(scene: Scene, monkeypatch: pytest.MonkeyPatch, si
 
 @pytest.mark.slow
 def test_one_that_cannot_come_is_first_and_says_why(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a shape and in the colour of warnings; Health counts it; it is mended without a key."""
+    """With a shape and in the colour of warnings; Node counts it; it is mended without a key."""
 
     async def script(seen: Seen) -> None:
         await seen.press("5")
@@ -89,7 +90,8 @@ def test_one_that_cannot_come_is_first_and_says_why(scene: Scene, monkeypatch: p
         assert names(seen)[0] == "vm-9" and "▲ vm-9" in seen.text
         assert tones(seen, "/run/fc/vm-9") == "warn" and tones(seen, "10.0.3.200") == "dim"
         await seen.press("4")
-        await seen.shows("4 known", "▲ 1 cannot come")
+        facts = seen.app.screen.query_one("#facts", Lines)
+        await seen.until(lambda: "known  4 guests, ▲ 1 cannot come" in facts.text, "Node counts them")
         await seen.press("5")
         seen.app.context.queries.told = PULSE | {"known_guests": {"count": 4, "problems": {}}}  # type: ignore[attr-defined]
         await seen.hides("cannot come", PROBLEM)
@@ -251,7 +253,7 @@ def test_no_serve_or_one_that_is_older(
         assert "cannot come" not in seen.text and LONGEST_NAME in names(seen)[:3]
         await seen.press("4")
         await seen.settled()
-        assert " known" not in seen.text
+        assert "  known " not in seen.app.screen.query_one("#facts", Lines).text
         await seen.press("5")
         seen.app.screen.query_one("#list", Listing).select(LONGEST_NAME)
         await seen.press("D")
@@ -434,7 +436,7 @@ def test_the_view_is_one_of_five(scene: Scene, monkeypatch: pytest.MonkeyPatch) 
         await seen.press("5")
         await seen.shows("4 known")
         head = seen.text.splitlines()[0]
-        assert "1 Repos 2 Sessions 3 Activity 4 Health 5 Guests" in head and head.endswith("● serving  3 guests")
+        assert "1 Repos 2 Sessions 3 Activity 4 Node 5 Guests" in head and head.endswith("● serving  3 guests")
         await seen.press("question_mark")
         await seen.shows("In Guests")
         await seen.press("escape")

@@ -118,7 +118,7 @@ def test_no_screen_draws_a_control_character(
                 seen_escapes.append(getattr(seen.app.screen, "heading", ""))
 
     drive(scene.app(monkeypatch), script, size)
-    assert {"Repositories", "Repository", "Sessions", "Diff", "Activity", "Health", "Guests"} <= set(seen_escapes)
+    assert {"Repositories", "Repository", "Sessions", "Diff", "Activity", "Node", "Guests"} <= set(seen_escapes)
 
 
 @pytest.mark.slow

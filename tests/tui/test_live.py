@@ -62,9 +62,13 @@ def test_a_commit_a_hydration_and_a_recording_appear_at_once(node: Node) -> None
         await after(seen, refresh, lambda: "Live from upstream" in seen.text, "a commit upstream")
         # By the event alone, whatever the database says yet.
         assert seen.app.context.model.verified[WIDGETS] > (view.health.verified_at or 0)
-        line = seen.line(WIDGETS)
-        await after(seen, lambda: node.guest("another"), lambda: seen.line(WIDGETS)[-20:] != line[-20:], "its rate")
-        sessions = lambda: "  1  " in seen.line(WIDGETS)[-40:]  # noqa: E731
+
+        def rate() -> str:
+            return seen.line(f"▌{WIDGETS}").partition("│")[0].rstrip()[-12:]
+
+        before = rate()
+        await after(seen, lambda: node.guest("another"), lambda: rate() != before, "its rate")
+        sessions = lambda: " 1 " in seen.line(f"▌{WIDGETS}").partition("│")[0][-40:-10]  # noqa: E731
         await after(seen, lambda: node.record(guest, "live-1"), sessions, "its sessions")
         await seen.press("3")
         await seen.shows("▲ recorded", "depth 1", "↓ moved")

@@ -63,7 +63,7 @@ def test_rows(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         listing: Any = seen.app.screen.query_one("#list")
         await click(seen, WIDGETS)
         assert listing.row.repo.name == WIDGETS and seen.app.screen is listing.screen
-        await seen.shows(f"{WIDGETS} is fresh")
+        await seen.shows(f"● {WIDGETS}")
         await click(seen, WIDGETS)
         await seen.until(lambda: isinstance(seen.app.screen, RepositoryScreen), "it opens")
         await click(seen, "11:59:49")

@@ -40,7 +40,7 @@ WALK: list[Step] = [
     ("diff", ("escape", "end", "enter")),
     ("turn", ("right_square_bracket",)),
     ("activity", ("escape", "3")),
-    ("health", ("4",)),
+    ("node", ("4",)),
     ("guests", ("5",)),
     ("guest-sessions", ("s", "s", "home", "enter")),
 ]
@@ -120,7 +120,7 @@ def test_small(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_empty(empty: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing registered: each screen says what it is for."""
-    steps: list[Step] = [("repositories", ()), ("sessions", ("2",)), ("activity", ("3",)), ("health", ("4",))]
+    steps: list[Step] = [("repositories", ()), ("sessions", ("2",)), ("activity", ("3",)), ("node", ("4",))]
     steps.append(("guests", ("5",)))
     drive(empty.app(monkeypatch), lambda seen: walk(seen, "empty", steps), SMALL)
 
@@ -135,7 +135,7 @@ def test_trouble(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         ("refs", ("tab",)),
         ("sessions", ("escape", "2", "slash", "z", "z", "enter")),
         ("activity", ("3", "f")),
-        ("health", ("4",)),
+        ("node", ("4",)),
         ("guests", ("5",)),
     ]
     drive(broken.app(monkeypatch), lambda seen: walk(seen, "trouble", steps), SMALL)

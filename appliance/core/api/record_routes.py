@@ -1,8 +1,9 @@
-"""The routes about what happened (refreshes, hydrations, pushes) and about read tokens."""
+"""The routes about what happened (refreshes, hydrations, pushes, figures over time) and about read tokens."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from appliance.core.api import problem, schemas
@@ -10,8 +11,10 @@ from appliance.core.api.api_token_routes import number_of_token
 from appliance.core.api.declaration import Answer, Call, Header, Operation, Parameter, Reply, Scope
 from appliance.core.api.operations import NodeOperations
 from appliance.core.api.paging import AFTER, BY_GUEST, LIMIT, limit_of, paged, since
+from appliance.core.store.figures import SPANS, Figures
 from appliance.core.store.stores import Stores
 from appliance.core.store.tokens import LONGEST
+from appliance.core.units import rfc3339
 
 WEEK = 7 * 86400.0
 _REPO = Parameter("repo", schemas.NAME, "Only those of this repository.", "acme/widgets")
@@ -40,6 +43,19 @@ _TRANSFER = schemas.document(
     protocol=schemas.one_of("git", "http"), road=schemas.one_of("tcp", "unix", "vsock"), client=schemas.TEXT,
     guest=schemas.nullable(schemas.TEXT), started_at=schemas.TIME, seconds=schemas.SECONDS, bytes=schemas.COUNT,
     size=schemas.nullable(schemas.COUNT),
+)  # fmt: skip
+_FIGURES = schemas.document(
+    "Figures",
+    hydrations=schemas.COUNT, hit_ratio=schemas.nullable({"type": "number", "minimum": 0, "maximum": 1}),
+    median=schemas.nullable(schemas.SECONDS), p95=schemas.nullable(schemas.SECONDS), bytes=schemas.COUNT,
+    refreshes=schemas.COUNT, failures=schemas.COUNT,
+)  # fmt: skip
+_SERIES = schemas.document(
+    "FigureSeries",
+    span=schemas.one_of(*SPANS), step=schemas.COUNT, total=_FIGURES,
+    slots=schemas.listed(
+        schemas.document("FigureSlot", at=schemas.TIME, figures=schemas.nullable(_FIGURES))
+    ),
 )  # fmt: skip
 _TOKEN = schemas.document(
     "Token",
@@ -79,6 +95,18 @@ class RecordRoutes:
                 details="`bytes` is what the guest has taken so far, `seconds` how long it has taken, and `size` how "
                 "much it is in total, or null while nobody knows. Nothing is sent before the answer is made; `way` is "
                 "null until serve has found out whether it has the answer.",
+            ),
+            Operation(
+                "GET", "/v1/figures", "figures", "What the node did over time, for plots", Scope.READ, self._figures,
+                {200: Answer("Slots of `step` seconds, oldest first.", _SERIES)}, (problem.INVALID,),
+                query=(
+                    Parameter("span", schemas.one_of(*SPANS), "How far back they go. Default: the last hour.", "1h"),
+                ),
+                details="They are kept in the database, so they survive a restart; `figures` of a slot in which no "
+                "serve ran are null. `hit_ratio` is the share of the hydrations that were sent from what was there "
+                "(`hit`, `joined`, `snapshot`) in these and the misses. `median` and `p95` are the time to workspace "
+                "in seconds, right to within 9 percent: of the hydrations whose guest had nothing before, from the "
+                "request to the last byte. `refreshes` includes `failures`.",
             ),
             Operation(
                 "GET", "/v1/audit", "list-attempts", "Every push attempt, newest first", Scope.READ, self._audit,
@@ -130,6 +158,17 @@ class RecordRoutes:
     async def _transfers(self, call: Call) -> Any:
         return self._node.transfers()
 
+    async def _figures(self, call: Call) -> Any:
+        name = call.query.get("span", "1h")
+
+        def read() -> dict[str, Any]:
+            span = SPANS[name]
+            series = self._stores.figures.read(span, time.time()).by(span.told)
+            slots = [{"at": rfc3339(at), "figures": slot and _figures(slot)} for at, slot in series.starts()]
+            return {"span": name, "step": series.step, "total": _figures(series.total()), "slots": slots}
+
+        return await asyncio.to_thread(read)
+
     async def _audit(self, call: Call) -> Any:
         chosen = {name: call.query.get(name) for name in ("repo", "session", "verdict", "since", "guest", "after")}
         return paged(*await asyncio.to_thread(self._stores.audit.page, **chosen, limit=limit_of(call)))
@@ -147,3 +186,17 @@ class RecordRoutes:
     async def _revoke(self, call: Call) -> Any:
         number = number_of_token(call.path["id"], "/v1/tokens")
         return await asyncio.to_thread(self._stores.tokens.revoke, number)
+
+
+def _figures(figures: Figures) -> dict[str, Any]:
+    counted = figures.warm + figures.missed
+    median, p95 = (figures.times.quantile(share) for share in (0.5, 0.95))
+    return {
+        "hydrations": figures.hydrations,
+        "hit_ratio": round(figures.warm / counted, 4) if counted else None,
+        "median": None if median is None else round(median, 4),
+        "p95": None if p95 is None else round(p95, 4),
+        "bytes": figures.bytes,
+        "refreshes": figures.refreshes,
+        "failures": figures.failures,
+    }

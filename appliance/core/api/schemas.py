@@ -114,7 +114,14 @@ REMOVED = document("RemovedRepo", name=TEXT, purged=SWITCH)
 PUSHES = document("Pushes", accepted=COUNT, rejected=COUNT, off=nullable(TEXT), mend=nullable(TEXT))
 CACHE = document("Cache", hits=COUNT, misses=COUNT, joined=COUNT, direct=COUNT, bytes=COUNT, budget=COUNT)
 BACKUP_STATE = document(
-    "BackupState", to=TEXT, at=nullable(TIME), age=nullable(SECONDS), bytes=nullable(COUNT), error=nullable(TEXT)
+    "BackupState",
+    to=TEXT,
+    at=nullable(TIME),
+    age=nullable(SECONDS),
+    bytes=nullable(COUNT),
+    error=nullable(TEXT),
+    verified_at=nullable(TIME),
+    faults=nullable(COUNT),
 )
 _BY_KIND = {name: COUNT for name in ("mirrors", "answers", "workspaces", "disks", "lfs", "recordings")}
 COLD = document(

@@ -3,8 +3,9 @@
 - `manifest`: what one backup consists of. `directory`: writes, reads and removes the files of all backups.
 - `database_copy`: the database as of one moment. `recordings`: which refs of a mirror are recorded work.
 - `bundles`: git bundles of recorded objects. `writer`: makes one backup. `schedule`: makes them while `serve` runs.
-- `verification`: proves that backups can be restored. `restoring`: restores one, its database first and then its
-  `mirrors`. `takeover`: keeps turns that mirrors on disk have beyond the backup. `scratch`: git for all of these.
+- `verification`: proves that backups can be restored, and `proof` remembers when it last did. `restoring`: restores
+  one, its database first and then its `mirrors`. `takeover`: keeps turns that mirrors on disk have beyond the backup.
+  `scratch`: git for all of these.
 
 A backup: the database is copied first and the refs are read afterwards, so every turn that the copied log calls applied
 has its commit. Objects that no bundle holds yet go into new bundles: first the upstream's history below the turns, then

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.core.backup.directory import BackupDirectory
+from appliance.core.backup.proof import last_proof
 from appliance.core.backup.writer import BackupReport, BackupWriter
 from appliance.core.config.settings import BackupConfig
 from appliance.core.errors import GitmirrorError, UsageError
@@ -50,6 +51,7 @@ class Backups:
 
     def __init__(self, mirrors: Mirrors, settings: Callable[[], BackupConfig]) -> None:
         git = mirrors.git.gently()
+        self._layout = mirrors.layout
         self._writer = BackupWriter(
             mirrors.layout, lambda name: Mirror(mirrors.layout.mirror(name), git), mirrors.locks
         )
@@ -90,7 +92,7 @@ class Backups:
         return await self._make(chosen)
 
     def document(self) -> dict[str, Any] | None:
-        """Returns `backup` of `status --json`: the last success and the last error; None if there is no setting."""
+        """Returns `backup` of `status --json`: the last success, error and proof; None if there is no setting."""
         to = self._settings().to
         if not to:
             return None
@@ -102,6 +104,7 @@ class Backups:
             "age": None if at is None else round(max(0.0, time.time() - at), 3),
             "bytes": self._bytes if is_known else None,
             "error": self._error if is_known else None,
+            **last_proof(self._layout, to),
         }
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:

@@ -188,18 +188,14 @@ class Service:
             "check of cached files": rooms.scrub.run(),
             "disk budget": rooms.budget.run(),
             "tidy": self._tidy(),
-            "activity": rooms.observing.fetches.run(),
             "refreshes": rooms.refreshing.history.run(),
             "retention": rooms.recording.retention.run(),
             "index of turns": rooms.recording.index.run(),
-            "health monitor": rooms.observing.monitor.run(),
-            "alerts": rooms.observing.alerts.run(),
-            "watch on pushes": rooms.observing.push_watch.run(),
             "backups": rooms.backups.run(),
             "integrity": rooms.integrity.run(),
             "known guests": rooms.guests.run(),
             "allowed repositories": rooms.allowed.run(),
-            **{name: loop() for name, loop in rooms.fleet.loops.items()},
+            **{name: loop() for name, loop in {**rooms.observing.loops, **rooms.fleet.loops}.items()},
         }
         return [self._begin(loop, name) for name, loop in work.items()]
 
@@ -260,7 +256,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await rooms.recording.pushes.close()
-        await rooms.observing.fetches.write()
+        await rooms.observing.write_last()
         await rooms.read_tokens.write()
         await rooms.api_tokens.write()
         await rooms.allowed.write_last()

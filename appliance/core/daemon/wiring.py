@@ -102,14 +102,14 @@ def subscribe(
     # After `hide_old_refs`, so that whoever fetches because of this event gets the new refs.
     on(RefsMoved, stream.publish)
     on(RefreshEnded, metrics.refreshed, follower.reconsider, monitor.refreshed, refreshing.announcements.refreshed)
-    on(RefreshEnded, integrity.refreshed, allowed.refreshed)
+    on(RefreshEnded, integrity.refreshed, allowed.refreshed, observing.figures.refreshed)
     on(RefsMoved, build_dependents)
     on(MirrorHealed, build_dependents)
     # After `forget`, and after `follower.reconsider`, which may have opened the catalog.
     on(RefreshEnded, reconsider_modules)
     on(FetchBegan, stream.publish)
     on(ShapeAsked, fetching.warmer.saw)
-    on(FetchEnded, metrics.fetched, observing.fetches.add, _log_fetch)
+    on(FetchEnded, metrics.fetched, observing.figures.hydrated, observing.fetches.add, _log_fetch)
     on(PushRuled, metrics.ruled, stream.publish)
     on(TurnRecorded, hide_old_refs, mark_for_repack, count.changed, stream.publish)
     on(TurnsBrought, hide_old_refs, mark_for_repack, recording.index.brought)

@@ -9,7 +9,7 @@
 - `callers_files`: writes outside the state directory, as whoever called.
 - `state_dir`: opens what is in a state directory: stores, git, keyring, privacy.
 - `explanations`: what to do about a refresh that failed or a push that was refused.
-- `storage`: how much disk space the state directory takes, by purpose.
+- `storage`: how much disk space the state directory takes, by purpose. `figures`: what the node did over time.
 - `salvage`: the repositories to serve while the database cannot be read.
 
 A command: the command line makes a `Node` from `--state` and `--config`, calls the operation on `current()`, and prints

@@ -19,6 +19,7 @@ from appliance.core.node.sessions import open_browser
 from appliance.core.node.state_dir import make_privacy, open_stores
 from appliance.core.node.storage import storage_document
 from appliance.core.observability.report import status_document
+from appliance.core.store.figures import SPANS, FigureSeries
 from appliance.core.store.guests import guest_document
 from appliance.core.store.session_search import find_keys
 from appliance.core.store.stores import Stores
@@ -160,6 +161,10 @@ class NodeQueries:
     def hydration_counts(self, since: float, width: float) -> list[dict[str, Any]]:
         """How many hydrations were completed in each slot of `width` seconds: `{repo, slot, way, count}`."""
         return self._open().activity.counts(since, width)
+
+    def figures(self, span: str) -> FigureSeries:
+        """What the node did in a span of SPANS, in slots; the newest end a few seconds ago."""
+        return self._open().figures.read(SPANS[span], self.clock())
 
     def pushes(self, name: str | None, limit: int) -> list[dict[str, Any]]:
         """Push attempts from the audit log, newest first."""

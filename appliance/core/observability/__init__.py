@@ -6,6 +6,7 @@
 - `push_watch`: notices when pushes go off or on again, before somebody pushes.
 - `alerts`: sends one alert when a repository becomes unhealthy and one when it recovers. `delivery`: writes to a
   command's stdin, or POSTs.
+- `figures`: counts hydrations and refreshes, ten seconds at a time, for plots that survive a restart.
 - `metrics`: the page /metrics. `report`: the documents of `status` and `repos`, with or without a `serve`.
 
 A refresh that fails: the scheduler queues its row, and the queue gives `refreshed` to the stream once the row is

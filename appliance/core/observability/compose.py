@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from appliance.core.config.settings import AlertsConfig
 from appliance.core.errors import GitmirrorError
@@ -14,6 +16,7 @@ from appliance.core.models import Repo
 from appliance.core.observability.alerts import Alerts
 from appliance.core.observability.event_sinks import Begin, EventSinks
 from appliance.core.observability.event_stream import EventStream
+from appliance.core.observability.figures import FigureSampler
 from appliance.core.observability.health_monitor import HealthMonitor
 from appliance.core.observability.metrics import Metrics
 from appliance.core.observability.push_watch import PushWatch
@@ -34,10 +37,27 @@ class Observing:
 
     sinks: EventSinks
     fetches: WriteBehind[FetchEnded]
+    figures: FigureSampler
     metrics: Metrics
     alerts: Alerts
     monitor: HealthMonitor
     push_watch: PushWatch
+
+    @property
+    def loops(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """The loops that run as long as `serve`, by name."""
+        return {
+            "activity": self.fetches.run,
+            "figures": self.figures.run,
+            "health monitor": self.monitor.run,
+            "alerts": self.alerts.run,
+            "watch on pushes": self.push_watch.run,
+        }
+
+    async def write_last(self) -> None:
+        """Stores what still waits, when everything that could add to it has stopped."""
+        await self.fetches.write()
+        await self.figures.write()
 
 
 def compose_observing(
@@ -69,6 +89,7 @@ def compose_observing(
     return Observing(
         EventSinks(stream, children, begin),
         WriteBehind("hydrations", record, PACE, stream.publish),
+        FigureSampler(stores.figures, time.time),
         metrics,
         alerts,
         HealthMonitor(scheduler, publish, alerts, repos, stale_after),

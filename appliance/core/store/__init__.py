@@ -8,6 +8,7 @@
 - `allowed_repos`: when repositories that guests brought were last used, and which of them have ended.
 - `turn_index`: the paths and messages of turns; `session_search` finds sessions by them. `session_summary`: what
   follows from a session's turns. `cursors`: where a page of a list ended.
+- `figures`: what the node did in each slot of time, with a `histogram` of how long it took.
 - `told`: a file beside the database that names the newest reported audit event, so that a lost database is noticed.
 - `stores`: all stores over one database. `known_names`: what a shell completes, read without a trace.
 - `write_behind`: a queue that writes rows in batches when they may wait a second.

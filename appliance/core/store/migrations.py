@@ -192,3 +192,20 @@ step(
     # Rows from before do not say how they ended.
     "ALTER TABLE hydrations ADD COLUMN outcome TEXT NOT NULL DEFAULT 'complete'",
 )
+
+step(
+    "0019_figures",
+    # `times` counts the hydrations by how long they took; see store/histogram.py.
+    """CREATE TABLE figures (
+        step INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        hydrations INTEGER NOT NULL,
+        warm INTEGER NOT NULL,
+        missed INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        refreshes INTEGER NOT NULL,
+        failures INTEGER NOT NULL,
+        times TEXT NOT NULL,
+        PRIMARY KEY (step, at)
+    ) WITHOUT ROWID""",
+)

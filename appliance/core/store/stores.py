@@ -12,6 +12,7 @@ from appliance.core.store.api_tokens import ApiTokenStore
 from appliance.core.store.audit import AuditLog
 from appliance.core.store.database import Database
 from appliance.core.store.disk_leases import DiskLeaseStore
+from appliance.core.store.figures import FigureStore
 from appliance.core.store.fleet import FleetStore
 from appliance.core.store.fleet_repos import FleetRepoStore
 from appliance.core.store.fleet_turns import FleetTurnStore
@@ -48,6 +49,7 @@ class Stores:
     fleet: FleetStore
     fleet_repos: FleetRepoStore
     fleet_turns: FleetTurnStore
+    figures: FigureStore
 
     @classmethod
     def over(cls, database: Database) -> Stores:
@@ -72,4 +74,5 @@ class Stores:
             FleetStore(database, time.time),
             FleetRepoStore(database, time.time),
             FleetTurnStore(database, time.time),
+            FigureStore(database, time.time),
         )

@@ -4,7 +4,8 @@
 - `loader`: runs reads and orders in threads. `messages`: what they report to the UI thread.
 - `event_follower`: follows the event stream of a running `serve`, in a thread, and joins the next one.
 - `follower`: decides what is read when, and what follows from an event.
-- `facts`: what is known of one row, in words.
+- `facts`: what is known of one row, in words. `details`: what is read of one repository alone, for the one under the
+  cursor.
 - `rows`, `diffs`: sessions, guests, checks and the lines of a diff, in the form that lists show.
 
 A push, as an example: `serve` publishes an event; `event_follower` queues it and posts one `EventsArrived` for all that

@@ -10,8 +10,10 @@ from textual.message import Message
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import CommitText, FileChange, RefText, Turn
+from appliance.core.node.figures import FigureSeries
 from appliance.core.node.queries import Disk, RepoView
 from appliance.tui.data.batch import Batch
+from appliance.tui.data.details import RepoDetails
 from appliance.tui.data.rows import CheckRow, DiffLine, FilePair, GuestRow, NoteRow, SessionRow
 from appliance.tui.data.session_query import Found
 
@@ -292,3 +294,18 @@ class DiskRead(Message):
     """How full the disk is."""
 
     disk: Disk
+
+
+@dataclass
+class FiguresRead(Message):
+    """What the node did in a span of `figures.SPANS`."""
+
+    span: str
+    series: FigureSeries
+
+
+@dataclass
+class DetailsRead(Message):
+    """What is read of the chosen repository alone."""
+
+    details: RepoDetails

@@ -7,12 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.core.models import CommitText, State
+from appliance.core.models import WARM_WAYS, CommitText, State
 from appliance.core.node.queries import RepoView
 from appliance.tui.data.activity import ActivityFeed
-
-WARM = frozenset({"hit", "joined", "snapshot"})
-"""The ways to serve a hydration without computing. `direct` is neither warm nor a miss, because it cannot be cached."""
 
 SLOT = 10.0
 """Seconds in one slot of the counts."""
@@ -33,7 +30,7 @@ class Rates:
         for key in (repo, EVERY):
             slot = self.slots[key].setdefault(int(at // SLOT), [0, 0, 0])
             slot[0] += count
-            slot[1] += count * (way in WARM)
+            slot[1] += count * (way in WARM_WAYS)
             slot[2] += count * (way == "miss")
 
     def per_minute(self, repo: str, now: float) -> int:

@@ -1,7 +1,7 @@
 """The views and dialogs of the live view, a module each.
 
 - `view`: what all views have in common: tabs, filter, keys, and news. `repositories`, `sessions`, `activity`,
-  `health` and `guests` are always there; `repository` and `diff` open over them.
+  `node` and `guests` are always there; `repository` and `diff` open over them.
 - `repo_actions`, `session_actions`: the orders that several views share, with their keys.
 - `repo_columns`: columns and explanations of repositories. `session_list`: sessions, read piece by piece.
 - `opening`: one row of activity whole. `searching`: the search in a diff.

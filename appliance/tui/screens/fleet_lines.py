@@ -1,10 +1,11 @@
-"""What Health says of the fleet: the connection, each node, and what is behind. Nothing on a node alone."""
+"""What Node says of the fleet: the connection, each node, and what is behind. Nothing on a node alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from appliance.tui.screens.node_lines import said
 from appliance.tui.text import Cell, cell, count, plain, span
 from appliance.tui.widgets.lines import Line
 
@@ -12,8 +13,8 @@ MOST_NODES = 5
 """Nodes that have a line of their own; those with something wrong come first."""
 
 
-def fleet_lines(fleet: Mapping[str, Any] | None) -> list[Line]:
-    """The lines for a document of `fleet status --json`."""
+def fleet_lines(fleet: Mapping[str, Any] | None, width: int) -> list[Line]:
+    """The lines for a document of `fleet status --json`, of at most `width` columns."""
     if fleet is None or not fleet["servers"]:
         return []
     nodes = fleet["nodes"]
@@ -26,8 +27,8 @@ def fleet_lines(fleet: Mapping[str, Any] | None) -> list[Line]:
     right = cell(f"{waits:,} to go out " if waits else f"{count(len(nodes), 'node')} ", "warn" if waits else "")
     lines: list[Line] = [(state, right)]
     shown = sorted(nodes, key=lambda node: (_tone(node) == "", node["node"]))[:MOST_NODES]
-    width = max((len(plain(node["node"])) for node in shown), default=0)
-    lines += [_node(node, width, fleet["connected"]) for node in shown]
+    names = max((len(plain(node["node"])) for node in shown), default=0)
+    lines += [line for node in shown for line in _node(node, names, fleet["connected"], width)]
     if len(nodes) > len(shown):
         lines.append((cell(f"          and {len(nodes) - len(shown):,} more; `fleet status` lists them", "dim"), ()))
     return lines
@@ -43,7 +44,7 @@ def _tone(node: Mapping[str, Any]) -> str:
     return "bad" if not node["alive"] else "warn" if node["behind"] or node["turns_behind"] else ""
 
 
-def _node(node: Mapping[str, Any], width: int, is_up: bool) -> Line:
+def _node(node: Mapping[str, Any], names: int, is_up: bool, width: int) -> list[Line]:
     tone = _tone(node)
     if not node["alive"] and not is_up:
         # Without a connection, nothing is heard of it, whatever becomes of it.
@@ -61,5 +62,4 @@ def _node(node: Mapping[str, Any], width: int, is_up: bool) -> Line:
         if node["waiting"]:
             told += f", {node['waiting']:,} to send"
     name = plain(node["node"])
-    left: Cell = (f"          {name:<{width}}  ", ""), (told, tone or "dim")
-    return left, cell(f"{plain(node['version'])} ", "dim")
+    return said(cell(f"          {name:<{names}}  "), f"{told}, version {plain(node['version'])}", width, tone or "dim")

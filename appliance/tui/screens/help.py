@@ -17,6 +17,13 @@ from appliance.tui.text import cell
 from appliance.tui.widgets.keys import key_names
 from appliance.tui.widgets.listing import Column, Listing
 
+FIGURES = (
+    ("hit ratio", "hit, joined and snapshot, in these and the misses"),
+    ("to workspace", "from the request of a tar or clone to its last byte"),
+    ("lag", "since a mirror was last equal to its upstream"),
+)
+"""What a figure means, wherever it stands; a hit ratio is of ten minutes unless its span is said."""
+
 
 @dataclass(frozen=True)
 class HelpLine:
@@ -28,7 +35,7 @@ class HelpLine:
 
 
 def help_lines(sections: list[tuple[str, list[BindingType]]]) -> Iterator[HelpLine]:
-    """Turns sections of bindings into lines."""
+    """Turns sections of bindings into lines; below them stands what the figures mean."""
     number = 0
     for title, bindings in sections:
         yield HelpLine(number, "", title)
@@ -37,6 +44,10 @@ def help_lines(sections: list[tuple[str, list[BindingType]]]) -> Iterator[HelpLi
             if isinstance(binding, Binding):
                 yield HelpLine(number, key_names(binding.key), binding.tooltip or binding.description)
                 number += 1
+    yield HelpLine(number, "", "What the figures mean")
+    for term, text in FIGURES:
+        number += 1
+        yield HelpLine(number, term, text)
 
 
 class HelpScreen(ModalScreen[None]):

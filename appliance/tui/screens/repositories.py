@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.timer import Timer
 
 from appliance.core.models import UNHEALTHY
 from appliance.core.node.queries import RepoView
 from appliance.tui.context import Context, OpenRepository
+from appliance.tui.data.details import RepoDetails, read_details
 from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
+from appliance.tui.data.messages import DetailsRead
 from appliance.tui.data.model import EVERY
 from appliance.tui.screens.marking import MARK_KEYS
 from appliance.tui.screens.repo_actions import REPO_KEYS
 from appliance.tui.screens.repo_batches import RepoBatches
+from appliance.tui.screens.repo_beside import beside_lines
 from appliance.tui.screens.repo_columns import RepoColumns, explain
 from appliance.tui.text import STATES, Piece, cell, hydration_words
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
 
 ORDER = list(STATES)
+BESIDE = 120
+"""Columns from which on the chosen repository stands beside the list, in full, and not below it in four lines."""
+RESTS = 0.12
+"""Seconds for which the cursor rests on a row before its details are read."""
+DETAILS_EVERY = 2.0
+"""Seconds between two reads of the details, besides those that events of the repository bring about."""
 
 
 class RepositoriesScreen(RepoBatches):
@@ -39,19 +51,31 @@ class RepositoriesScreen(RepoBatches):
         Binding("escape", "back", "clear the filter", show=False, tooltip="clear the filter, then take all marks off"),
     ]
 
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (BESIDE, "-wide")]  # noqa: RUF012 - the type is Textual's
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._sorting = 0
+        self._details = RepoDetails("", is_read=False)
+        self._resting: Timer | None = None
+        self._read_at = 0.0
 
     def body(self) -> ComposeResult:
-        """Yields the summary, the list and the explanation."""
+        """Yields the summary, the list, and the explanation beside or below it."""
         yield Lines(id="summary")
         columns = RepoColumns(self.model, self.context.node.config.refresh.stale_after, self.marks).all()
         listing: Listing[RepoView] = Listing(
             columns, lambda view: view.repo.name, empty="reading…", marks=True, id="list"
         )
-        yield listing
+        with Container(id="both"):
+            yield listing
+            yield Lines(id="beside")
         yield Lines(id="why")
+
+    @property
+    def has_widgets(self) -> bool:
+        """Whether the widgets exist, the list in its container, too."""
+        return super().has_widgets and bool(self.query("#beside"))
 
     @property
     def listing(self) -> Listing[RepoView]:
@@ -74,10 +98,38 @@ class RepositoriesScreen(RepoBatches):
             self._explain()
         if REPOS in news:
             self.context.follower.look_at(self.listing.visible_rows())
+        # Not while the cursor moves: its rest brings about a read.
+        if TIME in news and self._resting is None and time.monotonic() - self._read_at > DETAILS_EVERY:
+            self._read_details()
+
+    def happened(self, events: list[dict[str, Any]]) -> None:
+        """Reads the details again if something happened to the chosen repository."""
+        view = self.listing.row
+        if view is not None and any(event.get("repo") == view.repo.name for event in events):
+            self.context.follower.soon(self._read_details)
 
     def reread(self) -> None:
-        """Reads details that are shown only for visible rows."""
+        """Reads details that are shown only for visible rows, and those of the chosen one."""
         self.context.follower.look_at(self.listing.visible_rows())
+        self._read_details()
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the chosen repository stands beside the list."""
+        return self.size.width >= BESIDE
+
+    def _read_details(self) -> None:
+        """Reads what only the chosen repository shows, if there is room to show it."""
+        view, queries = self.listing.row, self.context.queries
+        self._resting, self._read_at = None, time.monotonic()
+        if self.is_beside and view is not None:
+            name = view.repo.name
+            self.context.loader.read("details", self, lambda: DetailsRead(read_details(queries, name)))
+
+    def on_details_read(self, message: DetailsRead) -> None:
+        """Shows the details, unless the cursor has moved on."""
+        self._details = message.details
+        self._explain()
 
     def show_marks(self) -> None:
         """Shows how many are marked."""
@@ -93,9 +145,12 @@ class RepositoriesScreen(RepoBatches):
         self.listing.focus()
 
     def on_listing_moved(self, event: Listing.Moved) -> None:
-        """Explains the state of the row under the cursor."""
+        """Explains the state of the row under the cursor; its details are read once the cursor rests there."""
         self._explain()
         self.offer_keys()
+        if self._resting is not None:
+            self._resting.stop()
+        self._resting = self.set_timer(RESTS, self._read_details)
         self.context.follower.look_at(self.listing.visible_rows())
 
     @property
@@ -189,6 +244,17 @@ class RepositoriesScreen(RepoBatches):
 
     def _explain(self) -> None:
         view = self.listing.row
+        if self.is_beside:
+            self._tell_beside(view)
+            return
         why = self.query_one("#why", Lines)
         model, width = self.model, why.size.width
         why.show(*(explain(view, model.lag(view), model.clock(), width, model.clone_of(view)) if view else ()))
+
+    def _tell_beside(self, view: RepoView | None) -> None:
+        beside = self.query_one("#beside", Lines)
+        if view is None:
+            beside.show()
+            return
+        details = self._details if self._details.repo == view.repo.name else RepoDetails("", is_read=False)
+        beside.show(*beside_lines(view, details, self.model, beside.size.width, beside.size.height))

@@ -13,7 +13,7 @@ TABS = (
     ("1", "Repositories", "repositories"),
     ("2", "Sessions", "sessions"),
     ("3", "Activity", "activity"),
-    ("4", "Health", "health"),
+    ("4", "Node", "node"),
     ("5", "Guests", "guests"),
 )
 SHORT = {"Repositories": "Repos"}

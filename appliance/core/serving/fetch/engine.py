@@ -163,7 +163,7 @@ class Engine:
         return self._cache.get(key, repo.id, produce, pinned=warming)
 
     async def _fetch(self, repo: Repo, request: V2Request, sink: Sink, caller: Caller, stream: SocketStream) -> None:
-        start = time.monotonic()
+        start = time.monotonic() - caller.waited
         meter = _Meter(sink, stream)
         large = len(request.arguments) > MANY_LINES
         if large:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -163,12 +164,13 @@ class GitPort:
                     return
                 if self._gate.catalog is not catalog and self._find(seat, path).id != repo.id:
                     raise RequestError(f"{path} is no longer mirrored here")
+                asked = time.monotonic()
                 # Hold a slot only while answering, so that idle or slow clients block nobody.
                 async with self._admission.place(seat):
                     if reader.has_more:
                         # Pipelined requests are answered without a wait in between, so other tasks run here.
                         await asyncio.sleep(0)
-                    caller = Caller(seat.client, "git", seat.guest, last.set)
+                    caller = Caller(seat.client, "git", seat.guest, last.set, time.monotonic() - asked)
                     await engine.answer(repo, request, stream, caller, stream)
             # Whoever sent more ahead is answered all the same.
             if last.is_set() and not reader.has_more:

@@ -82,6 +82,7 @@ class GuestRoutes:
         `may_have` raises HttpError if the guest may not read the repository any more, after it has waited for a build.
         """
         require_read(exchange)
+        asked = time.monotonic()
         branch = exchange.query.get("ref")
         wanted = await self._with_modules(exchange, _wanted(exchange))
         try:
@@ -98,9 +99,9 @@ class GuestRoutes:
                 tar = await self._tar(repo, branch, wanted)
             except GitmirrorError as error:
                 raise _no_tar(error) from None
-            await self._send(exchange, repo, tar)
+            await self._send(exchange, repo, tar, asked)
 
-    async def _send(self, exchange: Exchange, repo: Repo, tar: Tar) -> None:
+    async def _send(self, exchange: Exchange, repo: Repo, tar: Tar, asked: float) -> None:
         coded = self._codings.choose(exchange, tar)
         headers = {
             "x-gitmirror-commit": tar.commit,
@@ -132,17 +133,17 @@ class GuestRoutes:
         finally:
             if running is not None:
                 self._transfers.end(running)
-                self._ended(exchange, repo, running, outcome)
+                self._ended(exchange, repo, running, outcome, asked)
 
-    def _ended(self, exchange: Exchange, repo: Repo, transfer: Transfer, outcome: str) -> None:
-        """Records a snapshot that was sent, or of which a guest took only a part."""
+    def _ended(self, exchange: Exchange, repo: Repo, transfer: Transfer, outcome: str, asked: float) -> None:
+        """Records a snapshot that was sent, or of which a guest took only a part; it was `asked` for at that time."""
         whole = transfer.size() or 0
         sent = whole if outcome == COMPLETE else min(transfer.sent(), whole)
         if outcome == COMPLETE:
             self._codings.watch(exchange, sent, transfer.since)
-        # The file was complete, so its first byte left at once: 0.0 seconds.
-        seconds = time.monotonic() - transfer.since
-        facts = (transfer.want, 1, SNAPSHOT, SNAPSHOT, sent, 0.0, seconds, exchange.client, HTTP)
+        # The file was complete, so its first byte left at once.
+        first, seconds = transfer.since - asked, time.monotonic() - asked
+        facts = (transfer.want, 1, SNAPSHOT, SNAPSHOT, sent, first, seconds, exchange.client, HTTP)
         fetch = Hydration(repo.name, *facts, guest=exchange.caller.guest_name, outcome=outcome)
         self._publish(FetchEnded(repo=repo, fetch=fetch))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -265,13 +266,14 @@ class SmartHttp:
             share.answering()
             if request is not None and (refusal := await prepare(engine, exchange.seat, repo, request)):
                 await sink.send(refusal)
-                await sink.finish()
-                return
+                return await sink.finish()
             if self._gate.catalog is not catalog:
                 # It may have become private or been removed while the guest sent its request.
                 await self._may_have(exchange, path, repo)()
+            asked = time.monotonic()
             async with self._admission.place(exchange.seat):
                 if request is not None:
+                    caller = replace(caller, waited=time.monotonic() - asked)
                     await engine.answer(repo, request, sink, caller, exchange.stream)
                 elif body is not None:
                     await engine.answer_v0(repo, body, version, sink, caller, exchange.stream)
