@@ -64,7 +64,7 @@ def test_rows(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         await click(seen, WIDGETS)
         assert listing.row.repo.name == WIDGETS and seen.app.screen is listing.screen
         await seen.shows(f"● {WIDGETS}")
-        await click(seen, WIDGETS)
+        await click(seen, f"▌{WIDGETS}")
         await seen.until(lambda: isinstance(seen.app.screen, RepositoryScreen), "it opens")
         await click(seen, "11:59:49")
         await click(seen, "11:59:49")
