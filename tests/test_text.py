@@ -232,9 +232,9 @@ def test_progress_draws_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     progress = CloneProgress()
     for line in (f"remote: Counting objects: {EVIL}%", "remote: Counting objects: " + "9" * 5000 + "%", EVIL):
         progress.take(line)
-    assert drawn.getvalue() == ""
     progress.take("remote: Counting objects: 999% (1/1)" + EVIL)
-    assert drawn.getvalue() == f"\r\x1b[KCounting objects     [{'#' * 30}] 999%"
+    told = drawn.getvalue().split("\r\x1b[K")[1:]
+    assert told and all(re.fullmatch(r"counting objects +[0-9,]{0,20}(\[#{24}\] 100%)? *0s", line) for line in told)
 
 
 def test_lines_for_the_journal_have_the_priority_of_their_level(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def accept_loss(options: Options, as_json: bool) -> None:
     """
     from appliance.cli import fleet_audit
 
-    node = options.node()
+    node = options.node(create=True)
     done = node.current().accept_loss()
     published = fleet_audit.accept(node.config, node.stores()) if node.config.fleet.is_on else None
     if as_json:

@@ -63,12 +63,12 @@ class StandIns:
         """Refs."""
         await sink.send(b"0000")
 
-    async def answer(self, repo: Repo, request: V2Request, sink: Any, caller: Any) -> None:
+    async def answer(self, repo: Repo, request: V2Request, sink: Any, caller: Any, stream: Any) -> None:
         """A word, or nothing."""
         if request.arguments:
             await sink.send(request.encode()[:100])
 
-    async def answer_v0(self, repo: Repo, body: Any, version: int, sink: Any, caller: Any) -> None:
+    async def answer_v0(self, repo: Repo, body: Any, version: int, sink: Any, caller: Any, stream: Any) -> None:
         """A word."""
         await sink.send(b"NAK")
 
