@@ -157,9 +157,9 @@ def test_a_token_ends_with_the_very_next_request(node: Node) -> None:
     assert "token" not in rows[issued["id"]]
     unknown = node.serve.cli("token", "revoke", "999999", check=False)
     assert unknown.returncode == 1 and "999999" in unknown.stderr
-    for words, code in ((["--repo", "no/such"], 1), (["--repo", SECRET, "--ttl", "99999d"], 2)):
+    for words in (["--repo", "no/such"], ["--repo", SECRET, "--ttl", "99999d"]):
         refused = node.serve.cli("token", "issue", *words, check=False)
-        assert (refused.returncode, refused.stdout) == (code, "") and "hint:" in refused.stderr
+        assert (refused.returncode, refused.stdout) == (2, "") and "hint:" in refused.stderr
 
 
 @pytest.mark.slow

@@ -216,4 +216,6 @@ SESSION = document(
 )  # fmt: skip
 ATTACHMENT = document("Attachment", name=TEXT, size=COUNT, sha256=HASH)
 DROPPED = document("DroppedSession", repo=TEXT, session=TEXT)
-PROBLEM = document("Problem", type=TEXT, title=TEXT, status=COUNT, detail=TEXT, hint=TEXT)
+_PROBLEM = document("Problem", type=TEXT, title=TEXT, status=COUNT, detail=TEXT, hint=TEXT)
+PROBLEM: Schema = {**_PROBLEM, "properties": {**_PROBLEM["properties"], "exit_code": COUNT}}
+"""Only a problem with which a command ends otherwise than its type says has an `exit_code`."""
