@@ -37,7 +37,6 @@ WAYS = {
     "repositories": (),
     "sessions": ("2",),
     "activity": ("3",),
-    "health": ("4",),
     "guests": ("5",),
     "repository": ("end", "enter"),
     "refs": ("end", "enter", "tab"),

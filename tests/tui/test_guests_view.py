@@ -436,7 +436,7 @@ def test_the_view_is_one_of_five(scene: Scene, monkeypatch: pytest.MonkeyPatch) 
         await seen.press("5")
         await seen.shows("4 known")
         head = seen.text.splitlines()[0]
-        assert "1 Repos 2 Sessions 3 Activity 4 Node 5 Guests" in head and head.endswith("● serving  3 guests")
+        assert "1 Repositories 2 Sessions 3 Activity 4 Node 5 Guests" in head and head.endswith("● serving  3 guests")
         await seen.press("question_mark")
         await seen.shows("In Guests")
         await seen.press("escape")

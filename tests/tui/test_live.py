@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import threading
@@ -63,12 +64,15 @@ def test_a_commit_a_hydration_and_a_recording_appear_at_once(node: Node) -> None
         # By the event alone, whatever the database says yet.
         assert seen.app.context.model.verified[WIDGETS] > (view.health.verified_at or 0)
 
-        def rate() -> str:
-            return seen.line(f"▌{WIDGETS}").partition("│")[0].rstrip()[-12:]
+        def row() -> str:
+            return seen.line(f"▌{WIDGETS}").partition("│")[0]
+
+        def rate() -> list[str]:
+            return re.findall("[0-9]+/min", row())
 
         before = rate()
         await after(seen, lambda: node.guest("another"), lambda: rate() != before, "its rate")
-        sessions = lambda: " 1 " in seen.line(f"▌{WIDGETS}").partition("│")[0][-40:-10]  # noqa: E731
+        sessions = lambda: re.search("iB +1 +[0-9]+/min", row()) is not None  # noqa: E731
         await after(seen, lambda: node.record(guest, "live-1"), sessions, "its sessions")
         await seen.press("3")
         await seen.shows("▲ recorded", "depth 1", "↓ moved")
