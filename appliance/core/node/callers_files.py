@@ -6,6 +6,7 @@ would then write a checkout or a bundle where only that user may. So a process s
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ class CallersFiles:
         self._run("make_directory", {"path": os.path.abspath(path)}, None)
 
     def remove(self, path: Path) -> None:
-        """Removes a file that `create` made and that is not to stay."""
+        """Removes a file that `create` made and that is not to stay; does nothing to any other."""
         self._run("remove", {"path": os.path.abspath(path)}, None)
 
     def check_out(self, pack: int, directory: Path, commit: str, *, branch: str, origin: str) -> None:
@@ -47,8 +48,15 @@ class CallersFiles:
         self._run("check_out", where, pack)
 
 
+_made: dict[str, tuple[int, int]] = {}
+"""The files that this process has made, by path, with their device and inode."""
+
+
 def _create(arguments: Mapping[str, Any], _: int | None) -> int:
-    return os.open(arguments["path"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    path = arguments["path"]
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    _made[path] = _identity(os.fstat(descriptor))
+    return descriptor
 
 
 def _make_directory(arguments: Mapping[str, Any], _: int | None) -> None:
@@ -56,7 +64,15 @@ def _make_directory(arguments: Mapping[str, Any], _: int | None) -> None:
 
 
 def _remove(arguments: Mapping[str, Any], _: int | None) -> None:
-    Path(arguments["path"]).unlink(missing_ok=True)
+    path = arguments["path"]
+    with contextlib.suppress(FileNotFoundError):
+        # Whoever asks reads what guests wrote, and so may not have root remove anything else.
+        if _made.pop(path, None) == _identity(os.lstat(path)):
+            os.unlink(path)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _check_out(arguments: Mapping[str, Any], pack: int | None) -> None:
