@@ -113,7 +113,9 @@ def _old(sessions: Sessions, repo: str, age: float) -> tuple[list[dict[str, Any]
     from appliance.core.units import parse_moment
 
     sessions.upstream(repo)
-    found = sessions.search(repo, before=parse_moment(f"{age:f}s", time.time()))
+    now = time.time()
+    # Nothing was recorded before 1970, and no time can be written before the year 1.
+    found = sessions.search(repo, before=parse_moment(f"{min(age, now):f}s", now))
     return [row for row in found if not row["kept"]], [row for row in found if row["kept"]]
 
 

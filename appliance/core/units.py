@@ -93,8 +93,7 @@ def parse_moment(text: str, now: float) -> str:
     A time without an offset is in UTC. Raises ValueError that says what is allowed.
     """
     try:
-        # Nothing was recorded before 1970, and there is no time before the year 1.
-        return rfc3339(max(0.0, now - parse_duration(text)))
+        return rfc3339(now - parse_duration(text))
     except (ValueError, OverflowError, OSError):
         pass
     try:
