@@ -39,3 +39,19 @@ def test_only_what_was_made_is_removed(tmp_path: Path, is_behind: bool) -> None:
     if is_behind:
         with pytest.raises(GitmirrorError, match="cannot be asked"):
             files.remove(made)
+
+
+def test_who_stays_root_writes_what_the_command_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else, if whoever asks it was taken over by what a guest wrote."""
+    monkeypatch.chdir(tmp_path)
+    files = CallersFiles.left_behind(Path("named"))
+    for ask in (
+        lambda: files.create(tmp_path / "other"),
+        lambda: files.make_directory(tmp_path / "named" / "below"),
+        lambda: files.check_out(0, tmp_path / "replay", "1" * 40, branch="b", origin="https://h/o/r"),
+    ):
+        with pytest.raises(GitmirrorError, match="which this command was asked to write"):
+            ask()
+    assert list(tmp_path.iterdir()) == []
+    files.create(Path("named")).close()
+    assert (tmp_path / "named").exists()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from appliance.core.errors import GitmirrorError
 from appliance.core.process.left_behind import LeftBehind, Operation
 
 Run = Callable[[str, Mapping[str, Any], int | None], int | None]
@@ -24,9 +25,13 @@ class CallersFiles:
         self._run = run or _run_here
 
     @classmethod
-    def left_behind(cls) -> CallersFiles:
-        """Those of the user that this process is now, also once it has become another one."""
-        return cls(LeftBehind(OPERATIONS).run)
+    def left_behind(cls, only: Path | None = None) -> CallersFiles:
+        """Those of the user that this process is now, also once it has become another one.
+
+        With `only`, which the user named, nothing is written but that file or directory, whatever guests wrote.
+        """
+        chosen = OPERATIONS if only is None else {key: _limited(each, only) for key, each in OPERATIONS.items()}
+        return cls(LeftBehind(chosen).run)
 
     def create(self, path: Path) -> BinaryIO:
         """Opens a new file. Raises FileExistsError."""
@@ -94,3 +99,15 @@ OPERATIONS: Mapping[str, Operation] = {
 
 def _run_here(name: str, arguments: Mapping[str, Any], descriptor: int | None) -> int | None:
     return OPERATIONS[name](arguments, descriptor)
+
+
+def _limited(operation: Operation, only: Path) -> Operation:
+    allowed = os.path.abspath(only)
+
+    def run(arguments: Mapping[str, Any], descriptor: int | None) -> int | None:
+        wanted = arguments["directory"] if "directory" in arguments else arguments["path"]
+        if wanted != allowed:
+            raise GitmirrorError(f"{wanted} is not {allowed}, which this command was asked to write")
+        return operation(arguments, descriptor)
+
+    return run
