@@ -16,6 +16,7 @@ from appliance.core.units import (
     format_size,
     parse_address,
     parse_duration,
+    parse_moment,
     parse_size,
     rfc3339,
 )
@@ -134,3 +135,9 @@ def test_times_are_rfc_3339_in_utc_with_milliseconds(timestamp: float) -> None:
     text = rfc3339(timestamp)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", text)
     assert abs(datetime.fromisoformat(text).timestamp() - timestamp) < 0.0011
+
+
+@pytest.mark.parametrize("text", ["400000d", "30000d", "0931-01-01", "1969-12-31"])
+def test_long_ago_comes_first_as_text_too(text: str) -> None:
+    """The database compares it so: `session drop --older-than` of a thousand years took all."""
+    assert "0930-12-01" <= parse_moment(text, 1_769_860_800.0) <= "1970-01-01T00:00:00.000Z"

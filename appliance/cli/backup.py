@@ -73,11 +73,15 @@ def verify(options: Options, directory: str, as_json: bool) -> None:
     from appliance.core.backup.verification import verify_backups
     from appliance.core.config.settings import find_state
     from appliance.core.layout import Layout
+    from appliance.core.process.owner import become_owner_of
 
     report = verify_backups(Path(directory).absolute())
+    state = find_state(options.state, os.environ)
+    # After the backups were read, which perhaps only root may. Root writes nothing where another user places links.
+    become_owner_of(state)
     # Whoever may read the backups need not own the state directory.
     with contextlib.suppress(OSError):
-        note_proof(Layout(find_state(options.state, os.environ)), report)
+        note_proof(Layout(state), report)
     if as_json:
         print_json(report.document())
     else:

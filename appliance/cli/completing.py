@@ -7,6 +7,7 @@ which knows nothing of it, runs no half-typed command. Whatever goes wrong, noth
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ class _Known(click.ParamType[str]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
         """The names that begin like this one, and the commands of a group that takes a value or a command."""
-        found = [CompletionItem(name) for name in self._read(ctx)]
+        # bash puts a word into the line as it is, so one that it would expand there is not offered.
+        found = [CompletionItem(name) for name in self._read(ctx) if shlex.quote(name) == name]
         if isinstance(ctx.command, click.Group) and isinstance(param, click.Argument):
             commands = ctx.command.commands
             found += [CompletionItem(name, help=each.get_short_help_str()) for name, each in commands.items()]

@@ -14,6 +14,8 @@ import click
 from appliance.core.errors import GitmirrorError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from appliance.core.config.settings import Config
     from appliance.core.node.node import Node
 
@@ -43,12 +45,12 @@ class Options:
 
         return load_config(find_config(self.config, os.environ))
 
-    def node(self, *, create: bool = False, anyone: bool = False, writes: bool = False) -> Node:
+    def node(self, *, create: bool = False, anyone: bool = False, writes: Path | bool = False) -> Node:
         """Opens the state directory with its configuration; a process run as root first becomes the owner of it.
 
         With `create`, a command that changes the node may make its state directory; reading makes nothing. Raises
         Forbidden for a user who may not read the state directory, unless `anyone`. A command that `writes` outside the
-        state directory does so as whoever called.
+        state directory, to that path or to what the user names later, does so as whoever called.
         """
         from appliance.core.config.settings import find_state
         from appliance.core.layout import Layout
@@ -57,7 +59,9 @@ class Options:
         from appliance.core.process.owner import become_owner_of, becomes_another, refuse_strangers
 
         layout = Layout(find_state(self.state, os.environ))
-        files = CallersFiles.left_behind() if writes and becomes_another(layout.state) else CallersFiles()
+        files = CallersFiles()
+        if writes and becomes_another(layout.state):
+            files = CallersFiles.left_behind(None if writes is True else writes)
         become_owner_of(layout.state)
         if not anyone:
             refuse_strangers(layout)

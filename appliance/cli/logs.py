@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import click
@@ -55,4 +56,6 @@ def logs(
     if not wants_pager(ctx):
         argv.append("--no-pager")
     sys.stdout.flush()
+    # Python ignores it, and so would the journal, which then goes on when its reader has left.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.execvp(argv[0], argv)

@@ -13,14 +13,16 @@ from appliance.cli.output import ask, print_json, say, say_error
 from appliance.core.errors import GitmirrorError, NotServing
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from appliance.core.node.sessions import Sessions
 
 
-def open_sessions(options: Options, *, writes: bool = False) -> Sessions:
-    """The sessions of the node that the options name; `writes` is whether files are written outside of it."""
+def open_sessions(options: Options, *, writes: Path | None = None) -> Sessions:
+    """The sessions of the node that the options name; `writes` is what is to be written outside of it."""
     from appliance.core.node.sessions import Sessions
 
-    return Sessions(options.node(writes=writes))
+    return Sessions(options.node(writes=writes or False))
 
 
 @click.command()
@@ -113,7 +115,9 @@ def _old(sessions: Sessions, repo: str, age: float) -> tuple[list[dict[str, Any]
     from appliance.core.units import parse_moment
 
     sessions.upstream(repo)
-    found = sessions.search(repo, before=parse_moment(f"{age:f}s", time.time()))
+    now = time.time()
+    # Nothing was recorded before 1970, and no time can be written before the year 1.
+    found = sessions.search(repo, before=parse_moment(f"{min(age, now):f}s", now))
     return [row for row in found if not row["kept"]], [row for row in found if row["kept"]]
 
 

@@ -159,7 +159,7 @@ def attachment(options: Options, repo: str, name: str, attachment: str, turn: in
 
     if output is None and sys.stdout.isatty():
         raise UsageError("an attachment is not for a terminal", hint="write it to a file with -o FILE, or into a pipe")
-    sessions = open_sessions(options, writes=output is not None)
+    sessions = open_sessions(options, writes=output)
     with (
         sessions.attachment(repo, name, attachment, turn) as file,
         binary_output(output, sessions.node.files) as stream,
@@ -261,7 +261,7 @@ def checkout(options: Options, repo: str, name: str, directory: Path, turn: int 
     Example:
       gitmirror.pyz session checkout jomcgi/homelab my-session ./replay --turn 2
     """
-    chosen = open_sessions(options, writes=True).checkout(repo, name, Path(os.path.abspath(directory)), turn)
+    chosen = open_sessions(options, writes=directory).checkout(repo, name, Path(os.path.abspath(directory)), turn)
     say(f"{directory} is at {chosen.commit}: {chosen.subject}")
 
 
@@ -290,7 +290,7 @@ def bundle(options: Options, repo: str, name: str, turn: int | None, output: Pat
 
     if output is None and sys.stdout.isatty():
         raise UsageError("a bundle is not for a terminal", hint="write it to a file with -o FILE, or into a pipe")
-    sessions = open_sessions(options, writes=output is not None)
+    sessions = open_sessions(options, writes=output)
     chosen = sessions.turn(repo, name, turn)
     with binary_output(output, sessions.node.files) as stream:
         size = sessions.bundle(chosen, stream)

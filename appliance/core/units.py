@@ -104,6 +104,8 @@ def parse_moment(text: str, now: float) -> str:
 
 
 def rfc3339(timestamp: float) -> str:
-    """Formats Unix seconds as RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.123Z`."""
-    moment = datetime.fromtimestamp(timestamp, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    """Formats Unix seconds as RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.123Z`.
+
+    As texts, times have the order that they have: the year has four digits.
+    """
+    return datetime.fromtimestamp(timestamp, UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"

@@ -36,7 +36,10 @@ class Announced:
 
 def run_here(seed: int, announce: Callable[[Announced], None]) -> None:
     """Plays until SIGINT, SIGTERM or SIGHUP; `announce` is called once guests are accepted. Raises GitmirrorError."""
-    asyncio.run(_play(seed, announce, None))
+    try:
+        asyncio.run(_play(seed, announce, None))
+    except OSError as error:
+        raise GitmirrorError(f"the demo ended early: {error}") from error
 
 
 @contextlib.contextmanager

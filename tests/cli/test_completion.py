@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -155,6 +157,19 @@ def test_nothing_that_is_typed_or_offered_runs(place: Path, tmp_path: Path) -> N
     done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "$(touch offered)\n"
     assert [path.name for path in tmp_path.iterdir()] == ["gitmirror"]
+
+
+def test_a_name_that_a_shell_would_expand_is_not_offered(place: Path, tmp_path: Path) -> None:
+    """No version takes such a name, but somebody may have written the database."""
+    shutil.copy(place / "state" / "gitmirror.db", tmp_path)
+    names = ("$(touch x)", "a b", "a;b", "it's", "`x`", "*")
+    with contextlib.closing(sqlite3.connect(tmp_path / "gitmirror.db")) as connection:
+        for name in names:
+            connection.execute(
+                "INSERT INTO repos (name, url, source, created_at) VALUES (?, ?, 'cli', 0)", (name, name)
+            )
+        connection.commit()
+    assert asked(place, "enable ", GITMIRROR_STATE=str(tmp_path)) == ["acme/widgets", "other/gears"]
 
 
 def test_a_name_must_be_a_word() -> None:

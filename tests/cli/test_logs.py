@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_a_machine_without_a_journal(installed: Layout, monkeypatch: pytest.Monk
 
 def test_the_command_becomes_journalctl(installed: Layout, tmp_path: Path) -> None:
     """Its output and its exit code are those of the journal; without a terminal it needs no pager."""
-    (tmp_path / "journalctl").write_text('#!/bin/sh\necho "$@"\nexit 7\n')
+    (tmp_path / "journalctl").write_text('#!/bin/sh\necho "$@"\ngrep SigIgn /proc/self/status\nexit 7\n')
     program = (
         "import sys; from appliance.core.ops import journal; journal.UNIT_PATHS = (sys.argv.pop(1),)\n"
         "from appliance.__main__ import main; main()"
@@ -73,4 +74,6 @@ def test_the_command_becomes_journalctl(installed: Layout, tmp_path: Path) -> No
     argv = [sys.executable, "-c", program, str(tmp_path), "logs", "-f", "-n", "5", "-p", "warning"]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stderr) == (7, "")
-    assert done.stdout == "--unit=gitmirror.service --lines=5 --priority=warning --follow --no-pager\n"
+    asked, ignored = done.stdout.splitlines()
+    assert asked == "--unit=gitmirror.service --lines=5 --priority=warning --follow --no-pager"
+    assert not int(ignored.split()[1], 16) >> signal.SIGPIPE - 1 & 1, "it ends when its reader does"

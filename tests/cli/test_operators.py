@@ -133,6 +133,19 @@ def test_a_bundle_that_cannot_be_made_leaves_no_file(node: Installed, own: Path)
     assert list(own.iterdir()) == []
 
 
+def test_root_verifies_backups_that_it_alone_may_read(node: Installed, own: Path) -> None:
+    """And writes nothing into the state directory as root, where the service places links."""
+    made = node.runtime.parent / "backups"
+    made.mkdir()
+    os.chown(made, SERVICE, SERVICE)
+    assert node.run("backup", str(made), cwd=Path("/")).returncode == 0
+    shutil.move(made, own / "backups")
+    done = node.run("backup", "verify", str(own / "backups"), cwd=Path("/"))
+    assert done.returncode == 0, done.stderr
+    assert (node.serve.state / "backup-proof.json").stat().st_uid == SERVICE
+    assert owners(node.serve.state) == {SERVICE}
+
+
 CHANGES = (
     ["session", "keep", REPO, "s1"],
     ["token", "issue", "--repo", REPO],

@@ -73,6 +73,8 @@ def test_many_are_dropped_and_the_errors_of_one_do_not_stop_the_others(recorded:
     assert "has no session nobody" in recorded.cli("session", "drop", WIDGETS, "one", "nobody", check=False).stderr
     young = recorded.cli_json("session", "drop", "--repo", WIDGETS, "--older-than", "1d", "--yes", "--json")
     assert young == {"repo": WIDGETS, "dropped": [], "kept": [], "failed": []}
+    for age in ("400000d", "9999999d"):
+        assert recorded.cli_json("session", "drop", "--repo", WIDGETS, "--older-than", age, "--yes", "--json") == young
     assert len(recorded.cli_json("sessions", "--before", "1d")) == 0
 
     node = Node(Layout(recorded.state), Config()).current()

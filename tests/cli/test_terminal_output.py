@@ -82,6 +82,17 @@ def test_the_first_variable_that_is_set_decides() -> None:
     assert pager_command({}) in ("less", "")
 
 
+@pytest.mark.parametrize("by", ["SUDO_UID", ""])
+def test_a_pager_of_another_user_starts_no_shell(state: Path, tmp_path: Path, by: str) -> None:
+    """Who may run this command by sudo may not, for all that, run every other one."""
+    kept = tmp_path / "kept"
+    more = {by: "1000"} if by else {}
+    pager = f"env > {kept}; cat > {os.devnull}"
+    with on_terminal(state, "audit", GITMIRROR_PAGER=pager, **more) as shown:
+        assert shown.end() == 0
+    assert ("LESSSECURE=1" in kept.read_text().splitlines()) is bool(by)
+
+
 @pytest.mark.parametrize(("choice", "coloured"), [("always", True), ("never", False), ("auto", False)])
 def test_colours_as_they_are_asked_for(state: Path, choice: str, coloured: bool) -> None:
     """In a pipe; --color goes before NO_COLOR."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import tempfile
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from appliance.cli.main import cli
 from appliance.demo.place import remove_leavings
+from appliance.demo.stage import Stage
 from tests.demo.running import DemoProcess
 from tests.support.gitutil import git, wait_until
 from tests.support.processes import processes_of
@@ -52,6 +56,20 @@ def test_everybody_is_at_work_and_nothing_is_left(tmp_path: Path) -> None:
         assert processes_of(place)
         demo.process.send_signal(signal.SIGTERM)
         demo.wait()
+
+
+def test_a_full_disk_ends_it_with_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is left then either."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+    async def fail(stage: Stage) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Stage, "open", fail)
+    done = CliRunner().invoke(cli, ["demo", "--serve-only"])
+    assert done.exit_code == 1 and "the demo ended early: [Errno 28] No space left on device" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

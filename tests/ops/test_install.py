@@ -287,7 +287,23 @@ def test_addresses_for_guests_go_to_both_sockets_and_stay(program: Path, tmp_pat
     assert streams(root, "git") == streams(root, "http") == []
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1:7000", "mirror", "unix:run", "", "10.0.0"])
+def test_each_address_is_opened_once_and_stands_on_a_line_of_its_own(program: Path, tmp_path: Path) -> None:
+    """However it is written: systemd opens no socket of a unit if one of them is in use."""
+    root = tmp_path / "node"
+    carry_out(plan_install(root, program, listen=["[::]", "::0"]))
+    assert streams(root, "git") == ["", "[::]:9418"]
+    carry_out(plan_install(root, program, listen=["fe80::1%eth0"]))
+    assert streams(root, "git") == ["", "[fe80::1%%eth0]:9418", "127.0.0.1:9418"]
+    for listen in (["0.0.0.0", "10.0.0.1"], ["10.0.0.1", "::"], ["::", "0.0.0.0"]):
+        with pytest.raises(UsageError, match="takes in"):
+            plan_install(root, program, listen=listen)
+    carry_out(plan_install(root, program, listen=["0.0.0.0", "fd00::1"]))
+    assert streams(root, "git") == ["", "0.0.0.0:9418", "[fd00::1]:9418"]
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1:7000", "mirror", "unix:run", "", "10.0.0", "fe80::1%a\nExecStartPre=true"]
+)
 def test_what_is_no_address_is_refused_before_anything_is_written(
     program: Path, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,34 @@ def test_a_state_directory_on_another_disk(root: Path, tmp_path: Path) -> None:
     assert not state.is_symlink() and not (tmp_path / "disk").exists()
 
 
+def test_the_addresses_that_install_wrote_go(root: Path, tmp_path: Path) -> None:
+    """An operator's own drop-in beside them stays."""
+    for step in plan_install(root, tmp_path / "gitmirror.pyz", listen=["10.0.0.1"]).steps:
+        step.apply()
+    own = root / "etc/systemd/system/gitmirror-git.socket.d/override.conf"
+    own.write_text("[Socket]\n")
+    assert "(changes of the unit)" in uninstall(root).stdout
+    assert [path.name for path in root.glob("etc/systemd/system/*/*")] == [own.name]
+    assert not (root / "etc/systemd/system/gitmirror-http.socket.d").exists()
+
+
+def test_nothing_outside_of_an_image_is_removed(root: Path, tmp_path: Path) -> None:
+    """A link in the image that leads out of it is the image's own; what it leads to here is this machine's."""
+    state, outside = root / "var/lib/gitmirror", tmp_path / "disk"
+    state.rename(outside)
+    state.symlink_to(outside)
+    assert uninstall(root, "--purge", "--yes").exit_code == 0
+    assert not state.is_symlink() and (outside / "gitmirror.db").exists()
+    units = tmp_path / "units"
+    units.mkdir()
+    (units / "gitmirror.service").touch()
+    (root / "etc/systemd/system").rmdir()
+    (root / "etc/systemd/system").symlink_to(units)
+    done = uninstall(root)
+    assert done.exit_code == 1 and f"leads to {units}, outside of {root}" in done.stderr
+    assert (units / "gitmirror.service").exists()
+
+
 def live(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[..., core.Uninstallation]:
     """Plans for `root` as if it were this machine's own, which has systemd and the user."""
     monkeypatch.setattr(core, "REAL_ROOT", root)

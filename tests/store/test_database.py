@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 from appliance.core.store import database as database_module
 from appliance.core.store.database import Database, DatabaseLost, StoreError, rows
 from appliance.core.store.migrations import MIGRATIONS
+from tests.support.serve import ROOT
 
 
 @pytest.fixture
@@ -229,3 +233,17 @@ def test_a_search_that_finds_damage_reports_it(path: Path) -> None:
     with pytest.raises(DatabaseLost):
         search(damaged)
     assert damaged.damage is not None
+
+
+def test_an_empty_node_is_read_whatever_others_lock(tmp_path: Path) -> None:
+    """Any user can lock /, and there is nothing to share in memory."""
+    held = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    program = (
+        "import sys; from pathlib import Path; from appliance.core.store.database import Database\n"
+        "Database(Path(sys.argv[1]), create=False, virtual=True).close()"
+    )
+    try:
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / "db")], cwd=ROOT, check=True, timeout=20)
+    finally:
+        os.close(held)

@@ -71,6 +71,19 @@ def test_slots_add_up_in_both_resolutions_even_if_serve_was_restarted_within_one
     assert sum(slot.hydrations for slot in by_minute.values() if slot) == 2
 
 
+@pytest.mark.parametrize("text", ["", "null", "[1]", '{"a": 1}', '{"1": null}'])
+def test_a_damaged_row_is_as_good_as_none(tmp_path: Path, text: str) -> None:
+    """It is replaced by what comes next; an exception in the sampler would end serve."""
+    database = Database(tmp_path / "db")
+    store = FigureStore(database, lambda: NOW + 25.0)
+    store.add([(NOW - 60, Figures(hydrations=1))])
+    with database.writing() as connection:
+        connection.conn.execute("UPDATE figures SET times = ?", (text,))
+    assert store.read(SPANS["10m"], NOW + 25.0).total() == Figures()
+    store.add([(NOW - 60, figures(fetched()))])
+    assert store.read(SPANS["10m"], NOW + 25.0).total().hydrations == 1
+
+
 def test_only_slots_that_are_surely_stored_are_read(tmp_path: Path) -> None:
     store = FigureStore(Database(tmp_path / "db"), lambda: NOW)
     assert [at for at, _ in store.read(SPANS["10m"], NOW + 3.0).starts()][-1] == NOW - 2 * STEP

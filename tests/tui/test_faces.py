@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,14 @@ def test_a_patch_is_the_whole_change(node: Node, tmp_path: Path) -> None:
         sessions.export(whole, path)
     with pytest.raises(GitmirrorError, match="cannot be written"):
         sessions.export(whole, tmp_path / "no" / "p.patch")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(GitmirrorError, match="cannot be written"):
+            sessions.export(whole, tmp_path / "cut.patch")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "cut.patch").exists(), "half a patch looks like a patch"
 
 
 def test_without_a_terminal_it_says_what_prints(tmp_path: Path) -> None:

@@ -134,14 +134,25 @@ class Sessions:
         """Writes the diff to a new file as a patch for `git apply`. Returns its size in bytes."""
         with open_browser(self.node, comparison.repo) as browser:
             patch = browser.patch(*comparison.commits)
+        with self._new_file(path) as file:
+            file.write(patch)
+        return len(patch)
+
+    @contextmanager
+    def _new_file(self, path: Path) -> Iterator[BinaryIO]:
+        """Opens a new file outside the state directory, which is gone again if the block fails."""
         try:
             with self.node.files.create(path) as file:
-                file.write(patch)
+                try:
+                    yield file
+                    file.flush()
+                except BaseException:
+                    self.node.files.remove(path)
+                    raise
         except FileExistsError:
             raise UsageError(f"{path} already exists", hint="name a file that does not exist yet") from None
         except OSError as error:
             raise GitmirrorError(f"{path} cannot be written: {error.strerror}", hint="choose another path") from error
-        return len(patch)
 
     def log(self, session: dict[str, Any]) -> list[CommitText]:
         """The commits of a session, as `find` returned it, on top of its base, newest first."""
@@ -195,18 +206,9 @@ class Sessions:
 
     def save_attachment(self, repo: str, session: str, attachment: str, number: int, path: Path) -> int:
         """Writes an attachment of turn `number` to a new file. Returns its size in bytes."""
-        try:
-            with self.attachment(repo, session, attachment, number) as source, self.node.files.create(path) as file:
-                try:
-                    shutil.copyfileobj(source, file)
-                except BaseException:
-                    self.node.files.remove(path)
-                    raise
-                return file.tell()
-        except FileExistsError:
-            raise UsageError(f"{path} already exists", hint="name a file that does not exist yet") from None
-        except OSError as error:
-            raise GitmirrorError(f"{path} cannot be written: {error.strerror}", hint="choose another path") from error
+        with self.attachment(repo, session, attachment, number) as source, self._new_file(path) as file:
+            shutil.copyfileobj(source, file)
+            return file.tell()
 
     def keep(self, repo: str, name: str, kept: bool) -> str:
         """Exempts a session from retention, or ends the exemption. Returns the session's full name."""

@@ -10,8 +10,8 @@ from appliance.core.errors import UsageError
 LISTEN_CONF = "listen.conf"
 PORTS: Mapping[str, int] = {"git": 9418, "http": 9419}
 """The listeners for guests. The admin port is for operators, so it stays where it is."""
-LOOPBACK = "127.0.0.1"
-EVERYWHERE = ("0.0.0.0", "::")
+Host = ipaddress.IPv4Address | ipaddress.IPv6Address
+LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
 _ALLOWED = "give an IP address such as 10.0.0.1 or 0.0.0.0, unix:/DIRECTORY, or vsock"
 
 
@@ -24,8 +24,16 @@ def listen_drop_ins(addresses: Sequence[str]) -> dict[str, bytes]:
     if not addresses:
         return {}
     # The first one is what guests are told.
-    wanted = list(dict.fromkeys(addresses))
-    if LOOPBACK not in wanted and not any(address in EVERYWHERE for address in wanted):
+    wanted = list(dict.fromkeys(map(_parse, addresses)))
+    hosts = [host for host in wanted if not isinstance(host, str)]
+    for everywhere in (host for host in hosts if host.is_unspecified):
+        # systemd could open none of the sockets, because an address can be bound once.
+        for host in hosts:
+            if host != everywhere and everywhere.version in (6, host.version):
+                raise UsageError(
+                    f"--listen {everywhere} takes in {host}", hint=f"give {everywhere} or {host}, not both"
+                )
+    if not any(host.is_unspecified for host in hosts) and LOOPBACK not in wanted:
         wanted.append(LOOPBACK)
     drop_ins = {}
     for listener, port in PORTS.items():
@@ -36,17 +44,30 @@ def listen_drop_ins(addresses: Sequence[str]) -> dict[str, bytes]:
     return drop_ins
 
 
-def _stream(address: str, listener: str, port: int) -> str:
-    """The address as systemd.socket(5) writes it."""
+def _parse(address: str) -> Host | str:
+    """An IP address, `vsock`, or the directory of `unix:/DIRECTORY`. Raises UsageError."""
     if address == "vsock":
-        return f"vsock::{port}"
+        return address
+    refused = UsageError(f"--listen is {address!a}", hint=_ALLOWED)
+    # A line break would begin another line of the unit.
+    if not address.isprintable():
+        raise refused
     if address.startswith("unix:"):
         directory = address.removeprefix("unix:").rstrip("/")
-        if not directory.startswith("/") or not directory.isprintable():
-            raise UsageError(f"--listen is {address!a}", hint=_ALLOWED)
-        return f"{directory.replace('%', '%%')}/{listener}.sock"
+        if not directory.startswith("/"):
+            raise refused
+        return directory
     try:
-        host = ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
+        return ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
     except ValueError:
-        raise UsageError(f"--listen is {address!a}", hint=_ALLOWED) from None
-    return f"[{host}]:{port}" if host.version == 6 else f"{host}:{port}"
+        raise refused from None
+
+
+def _stream(address: Host | str, listener: str, port: int) -> str:
+    """The address as systemd.socket(5) writes it, where % begins a specifier."""
+    if address == "vsock":
+        return f"vsock::{port}"
+    if isinstance(address, str):
+        return f"{address.replace('%', '%%')}/{listener}.sock"
+    host = str(address).replace("%", "%%")
+    return f"[{host}]:{port}" if address.version == 6 else f"{host}:{port}"

@@ -29,6 +29,7 @@ from appliance.core.ops.install import (
     RunCommand,
     Step,
 )
+from appliance.core.ops.listening import LISTEN_CONF
 from appliance.core.ops.shell_files import SHELL_FILES
 from appliance.core.process.owner import find_owner
 from appliance.core.store.known_names import repo_names, session_names
@@ -57,9 +58,14 @@ class RemoveFile(Step):
 
 @dataclass(frozen=True)
 class RemoveTree(Step):
-    """Removes a directory with everything in it."""
+    """Removes a directory with everything in it.
+
+    A link is removed with the directory that it leads to, but not with one outside of `root`: in an image, a link to
+    /srv means the image's own.
+    """
 
     path: Path
+    root: Path = REAL_ROOT
 
     def apply(self) -> None:
         """Refuses a state directory that a process still uses. A directory that is gone already is no error."""
@@ -69,7 +75,8 @@ class RemoveTree(Step):
             )
         try:
             # A state directory on another disk may be a link to it.
-            shutil.rmtree(self.path.resolve())
+            if (target := self.path.resolve()).is_relative_to(self.root):
+                shutil.rmtree(target)
             if self.path.is_symlink():
                 self.path.unlink()
         except FileNotFoundError:
@@ -91,7 +98,7 @@ def plan_uninstall(root: Path, *, purge: bool = False) -> Uninstallation:
     """Plans the removal of what `install` put on the system at `root`, and with `purge` of state and configuration.
 
     With a `root` other than `/`, files below it are removed, and users and systemd are left alone. Raises InstallError
-    for `/` when this process is not root.
+    for `/` when this process is not root, and when a link in `root` leads out of it.
     """
     root = root.resolve()
     is_live = root == REAL_ROOT
@@ -109,19 +116,22 @@ def plan_uninstall(root: Path, *, purge: bool = False) -> Uninstallation:
     files += [SYSUSERS, *SHELL_FILES, PROGRAM]
     there = [path for each in files if _is_there(path := _below(root, each))]
     steps += [RemoveFile(f"remove {path}", path) for path in there]
-    if _is_there(drop_in := _below(root, DROP_IN)):
-        steps.append(RemoveFile(f"remove {drop_in}", drop_in, directory_too=True))
+    drop_ins = [path for path in _drop_ins(root) if _is_there(path)]
+    steps += [RemoveFile(f"remove {path}", path, directory_too=True) for path in drop_ins]
     if units and has_systemd:
         steps.append(RunCommand("let systemd forget the units", ("systemctl", "daemon-reload")))
     owned = [*_configuration(root), _below(root, SYSTEM_STATE)]
     found = [path for path in owned if path.exists()]
+    caches = [path for each in CACHES if (path := _below(root, each)).exists()]
+    for path in (*there, *drop_ins, *found, *caches):
+        if not (place := path.parent.resolve()).is_relative_to(root):
+            raise InstallError(f"{path} is not removed, because {path.parent} leads to {place}, outside of {root}")
     if purge:
-        steps += [RemoveTree(f"remove {path}", path) for path in found]
+        steps += [RemoveTree(f"remove {path}", path, root) for path in found]
         if is_live and _user_exists():
             steps.append(RunCommand(f"remove the user {USER}", ("userdel", USER)))
     # Last, because modules that are not imported yet may be there.
-    caches = [path for each in CACHES if (path := _below(root, each)).exists()]
-    steps += [RemoveTree(f"remove {path}", path) for path in caches]
+    steps += [RemoveTree(f"remove {path}", path, root) for path in caches]
     left = [] if purge else [(_what(path, root), f"rm -r {path}") for path in found]
     if not purge and is_live and _user_exists():
         left.append((f"the user {USER}", f"userdel {USER}"))
@@ -131,11 +141,16 @@ def plan_uninstall(root: Path, *, purge: bool = False) -> Uninstallation:
 def _configuration(root: Path) -> Iterator[Path]:
     """The configuration, and the changes of the units that `install` does not write itself (`systemctl edit`)."""
     yield _below(root, SYSTEM_CONFIG.parent)
-    written = _below(root, DROP_IN)
     for unit in UNITS:
         directory = _below(root, UNIT_DIRECTORY / f"{unit}.d")
-        if directory.is_dir() and {*directory.iterdir()} - {written}:
+        if directory.is_dir() and {*directory.iterdir()} - {*_drop_ins(root)}:
             yield directory
+
+
+def _drop_ins(root: Path) -> list[Path]:
+    """Those that `install` writes: for the sockets of guests, and for `--listen`."""
+    listens = (UNIT_DIRECTORY / f"{unit}.d" / LISTEN_CONF for unit in SOCKETS)
+    return [_below(root, path) for path in (DROP_IN, *listens)]
 
 
 def _what(path: Path, root: Path) -> str:

@@ -16,6 +16,8 @@ from typing import TextIO
 DEFAULT = "less"
 VARIABLES = ("GITMIRROR_PAGER", "PAGER")
 """Where a command is looked for; the first that is set decides, and an empty one means no pager."""
+ANOTHER_USER = ("SUDO_UID", "DOAS_USER", "PKEXEC_UID")
+"""What shows that somebody was let run this command as another user, and perhaps no other command."""
 
 
 def pager_command(environ: Mapping[str, str]) -> str:
@@ -76,6 +78,9 @@ class _PagerInput(io.RawIOBase):
             # The defaults of git: what fits on one screen is not paged (F), colours pass through (R), and the text
             # stays on the screen (X).
             environment = {"LESS": "FRX", "LV": "-c", **os.environ}
+            if any(name in os.environ for name in ANOTHER_USER):
+                # Otherwise `!sh` in less would be a shell of that user.
+                environment["LESSSECURE"] = "1"
             self._process = subprocess.Popen(self._command, shell=True, stdin=subprocess.PIPE, env=environment)
         return self._process
 

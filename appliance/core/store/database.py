@@ -215,9 +215,7 @@ class Database:
             return False
         # sqlite-utils applies migrations without a lock, and switching to WAL ignores the busy timeout: of three
         # processes on a fresh file, two failed. A lock on the directory lets in one at a time.
-        directory = os.open("/" if self._is_in_memory else self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX)
+        with contextlib.nullcontext() if self._is_in_memory else _only_one(self.path.parent):
             if self._from_the_future(connection):
                 raise NewerDatabase(
                     f"the database {self.path} was written by a newer gitmirror",
@@ -231,8 +229,6 @@ class Database:
                 connection.rollback()
                 raise
             connection.commit()
-        finally:
-            os.close(directory)
         return True
 
     @staticmethod
@@ -261,6 +257,17 @@ class Database:
                 f"`chown gitmirror: {self.path}*; chmod u+rw {self.path}*`"
             )
             raise StoreError(f"the database {self.path} failed: {error}", hint=hint) from error
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the directory."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def fault_of_file(path: Path, check: str = "quick_check") -> str | None:

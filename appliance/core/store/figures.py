@@ -151,5 +151,8 @@ def _row(step: int, at: int, figures: Figures) -> tuple[int | str, ...]:
 
 
 def _figures(row: dict[str, int | str]) -> Figures:
-    counts = {name: int(row[name]) for name in _COUNTS}
-    return Figures(**counts, times=DurationHistogram.decode(str(row["times"])))
+    try:
+        return Figures(**{name: int(row[name]) for name in _COUNTS}, times=DurationHistogram.decode(str(row["times"])))
+    except (ValueError, TypeError, AttributeError):
+        # A damaged row is as good as none, and must not end whoever adds the next one to it.
+        return Figures()
