@@ -110,6 +110,13 @@ def test_what_root_writes_elsewhere_is_roots(node: Installed, own: Path) -> None
     assert (again.returncode, "is not empty" in again.stderr) == (2, True)
     again = node.run("session", "bundle", REPO, "s1", "-o", "s1.bundle", cwd=own)
     assert (again.returncode, "already exists" in again.stderr) == (2, True)
+    # Its owner could have a hook run as root.
+    others = own / "others"
+    others.mkdir()
+    os.chown(others, SERVICE, -1)
+    taken = node.run("session", "checkout", REPO, "s1", "others", cwd=own)
+    assert (taken.returncode, "another user's" in taken.stderr, list(others.iterdir())) == (2, True, [])
+    others.rmdir()
     away = node.run("session", "checkout", REPO, "s1", "/proc/replay", cwd=own)
     assert away.returncode == 1 and "/proc/replay cannot be written" in away.stderr and "Traceback" not in away.stderr
     assert sorted(own.iterdir()) == before and owners(own) == {0}

@@ -18,11 +18,13 @@ def check_out(pack: int, directory: Path, commit: str, *, branch: str, origin: s
 
     The pack, which is read from the descriptor `pack`, has everything that `commit` reaches. No configuration is read
     but the new repository's own: whoever wrote the mirror's is not whoever runs this. Raises UsageError when
-    `directory` exists and is not empty, OSError and GitmirrorError. Each leaves `directory` as it was.
+    `directory` exists and is not empty or not the caller's, OSError and GitmirrorError. Each leaves it as it was.
     """
     existed = directory.exists()
     if existed and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} is not empty", hint="name a directory that does not exist yet")
+    if existed and not _is_callers(directory):
+        raise UsageError(f"{directory} is another user's", hint="name a directory that does not exist yet")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _git(directory, "init", "--quiet")
@@ -33,6 +35,12 @@ def check_out(pack: int, directory: Path, commit: str, *, branch: str, origin: s
     except BaseException:
         _remove(directory, keep_top=existed)
         raise
+
+
+def _is_callers(directory: Path) -> bool:
+    """Whether the directory is of whoever called, also by sudo: another owner could put a .git with hooks into it."""
+    own = {str(os.geteuid()), os.environ.get("SUDO_UID")}
+    return str(directory.stat().st_uid) in own
 
 
 def _git(directory: Path, *arguments: str, stdin: int = subprocess.DEVNULL) -> None:
