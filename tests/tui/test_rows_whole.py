@@ -26,7 +26,7 @@ FAILED = {
 REFUSED = {
     "event": "pushed", "at": rfc3339(NOW), "repo": WIDGETS, "verdict": "rejected", "client": "10.0.3.2",
     "refs": ["refs/heads/main", "refs/tags/v1"], "reason": "branches and tags are the upstream's: push them there",
-    "guest": "vm-7",
+    "commits": ["5" * 40, None], "guest": "vm-7",
 }  # fmt: skip
 
 
@@ -67,8 +67,10 @@ def test_an_error_and_a_refusal_in_full(scene: Scene, monkeypatch: pytest.Monkey
             "vm-7 from 10.0.3.2",
             "refs/heads/main\nrefs/tags/v1",
             "git push https://github",
+            f"to commit: {'5' * 40}\nnone, to delete it",
         ):
             assert str(words) in said, words
+        assert "from commit" not in said
         assert "HEAD:REF, where REF is" in said and "docs-*" in said
 
     drive(scene.app(monkeypatch), script, NARROW)
