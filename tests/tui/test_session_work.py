@@ -78,7 +78,7 @@ def test_what_is_typed_is_understood() -> None:
         assert wrong.wrong.startswith(said) and not wrong.matches(old, Found())
     assert parse_query("path: fix:", NOW).sought == Sought(None, ("fix:",))
     said = [parse_query(typed, NOW).advice for typed in ("x.py", "path:x.py", "fix")]
-    assert "type path:" in said[0] and "top of the repository" in said[1] and not said[2]
+    assert "For a file: path:" in said[0] and "a path whole" in said[1] and not said[2]
 
 
 @pytest.mark.slow

@@ -59,9 +59,9 @@ class SessionQuery:
     def advice(self) -> str:
         """What to try when nothing matches, for a file that is sought by another name than its path; with a space."""
         if self.sought.path is not None:
-            return "A path begins at the top of the repository, as src/x.py does. "
+            return "Type a path whole: src/x.py. "
         if any("/" in word or "." in word for word in self.sought.words):
-            return "For sessions that touched a file, type path: and its path. "
+            return "For a file: path:src/x.py. "
         return ""
 
     def matches(self, row: SessionRow, found: Found) -> bool:
