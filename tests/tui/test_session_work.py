@@ -77,8 +77,8 @@ def test_what_is_typed_is_understood() -> None:
         wrong = parse_query(typed, NOW)
         assert wrong.wrong.startswith(said) and not wrong.matches(old, Found())
     assert parse_query("path: fix:", NOW).sought == Sought(None, ("fix:",))
-    said = [parse_query(typed, NOW).advice for typed in ("x.py", "path:x.py", "fix")]
-    assert "For a file: path:" in said[0] and "a path whole" in said[1] and not said[2]
+    advice = [parse_query(typed, NOW).advice for typed in ("x.py", "path:x.py", "fix")]
+    assert "For a file: path:" in advice[0] and "a path whole" in advice[1] and not advice[2]
 
 
 @pytest.mark.slow
