@@ -26,14 +26,18 @@ class Agent:
     _begun: int = field(default=0)
 
     async def work(self) -> None:
-        """One session, or what of it succeeds. Its last turn is at another guest, as when a VM is gone."""
+        """One session, or what of it succeeds. Its last turn is at another guest, as when a VM is gone.
+
+        Every second one leaves out the last turn of the plan, so that two sessions of a repository can be compared.
+        """
         self._begun += 1
         session = self.plan.name if self._begun == 1 else f"{self.plan.name}-{self._begun}"
         here, there = self.guests
-        *turns, last = self.plan.turns
-        if await self._work_at(here, session, turns, ""):
+        turns = self.plan.turns if self._begun % 2 else self.plan.turns[:-1]
+        first, rest = (turns[:-1], turns[-1:]) if len(turns) > 1 else (turns, ())
+        if await self._work_at(here, session, first, "") and rest:
             await self.think()
-            await self._work_at(there, session, [last], f"session:{session}")
+            await self._work_at(there, session, rest, f"session:{session}")
 
     async def _work_at(self, guest: DemoGuest, session: str, turns: Sequence[TurnPlan], want: str) -> bool:
         workspace = await guest.hydrate(self.project.name, want)

@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any, ClassVar
 
 from textual import on
+from textual.actions import SkipAction
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.notifications import SeverityLevel
 from textual.screen import ModalScreen
+from textual.widgets import Input
 
 from appliance.core.node.queries import NodeQueries
 from appliance.core.node.sessions import Sessions
@@ -77,6 +79,8 @@ class Tui(App[None]):
         Binding("colon", "command_line", "command", tooltip="type a command, as on the command line"),
         Binding("ctrl+p", "command_palette", "find", show=False, tooltip="find any command and repository by letters"),
         Binding("q", "quit", "quit"),
+        # Before what has the focus, since a dialog and a field take the key for copying alone.
+        Binding("ctrl+c", "interrupt", "quit", show=False, priority=True, tooltip="quit, or copy a selection"),
         Binding("question_mark", "help", "help", show=False),
         Binding("T", "theme", "light, dark, the terminal's own", show=False),
     ]
@@ -239,8 +243,11 @@ class Tui(App[None]):
         """Shows every key."""
         self.push_screen(HelpScreen(help_sections(self._view())))
 
-    def action_help_quit(self) -> None:
-        """Quits at Ctrl-C too, because nothing here would be lost; Textual only tells which key quits."""
+    def action_interrupt(self) -> None:
+        """Quits, because nothing here would be lost; where text is selected, Textual copies it."""
+        field = self.focused
+        if self.screen.get_selected_text() or (isinstance(field, Input) and field.selected_text):
+            raise SkipAction
         self.exit()
 
     def action_theme(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from appliance.demo.agents import Agent
 from appliance.demo.content import Project, read_projects
 from appliance.demo.history import ProjectHistory
 from tests.support.generate import create_repository
@@ -57,3 +60,41 @@ def test_there_is_one_upstream_that_fails_and_one_for_the_slow_guest() -> None:
     assert [project.name for project in PROJECTS if project.is_flaky] == ["platform/infra"]
     assert [project.name for project in PROJECTS if project.pictures] == ["acme/storefront"]
     assert [project.name for project in PROJECTS if project.session is None] == ["platform/infra"]
+
+
+@pytest.mark.parametrize("project", [project for project in PROJECTS if project.session], ids=lambda each: each.name)
+def test_two_sessions_of_a_repository_differ(project: Project, tmp_path: Path) -> None:
+    """The second leaves out the last turn, so that there is something to compare; the third has it again."""
+    assert project.session is not None
+    recorded: list[tuple[str, str]] = []
+
+    class Guest:
+        """Notes what is recorded at it."""
+
+        disk = tmp_path
+
+        async def hydrate(self, repo: str, want: str) -> Path:
+            return tmp_path
+
+        async def record(self, session: str, workspace: Path, message: str, *_: object) -> bool:
+            recorded.append((session, message))
+            return True
+
+        def clear(self, workspace: Path) -> None:
+            """The files of the session before stay, because the plan is not carried out."""
+
+    async def think() -> None:
+        pass
+
+    guests: Any = [Guest(), Guest()]
+    agent = Agent(project, project.session, guests, think)
+    agent._edit = lambda *_: tmp_path  # type: ignore[method-assign]
+
+    async def work() -> None:
+        for _ in range(3):
+            await agent.work()
+
+    asyncio.run(work())
+    name, messages = project.session.name, [turn.message for turn in project.session.turns]
+    for session, expected in ((name, messages), (f"{name}-2", messages[:-1]), (f"{name}-3", messages)):
+        assert [message for each, message in recorded if each == session] == expected and expected

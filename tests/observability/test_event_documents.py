@@ -171,6 +171,7 @@ EXAMPLES: list[tuple[Event, dict[str, Any]]] = [
             "event": "pushed",
             "verdict": "rejected",
             "refs": ["refs/heads/main"],
+            "commits": [NEW],
             "reason": "no",
             "client": "10.0.0.7",
             "guest": None,

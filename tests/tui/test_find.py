@@ -160,3 +160,26 @@ def test_files_of_a_diff_are_filtered(scene: Scene, monkeypatch: pytest.MonkeyPa
         await seen.shows("return")
 
     drive(scene.app(monkeypatch), script)
+
+
+@pytest.mark.parametrize("way", [(), ("question_mark",), ("slash", "x")], ids=["list", "dialog", "field"])
+def test_ctrl_c_quits_from_anywhere(scene: Scene, monkeypatch: pytest.MonkeyPatch, way: tuple[str, ...]) -> None:
+    """From a list, a dialog and a field; a selection in a field is copied instead."""
+
+    async def script(seen: Seen) -> None:
+        ended: list[bool] = []
+        await seen.settled()
+        await seen.press(*way)
+        await seen.settled()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(seen.app, "exit", lambda: ended.append(True))
+            if isinstance(field := seen.app.focused, Input):
+                field.select_all()
+                await seen.press("ctrl+c")
+                await seen.until(lambda: seen.app.clipboard == "x", "the selection is copied")
+                field.value = ""
+                assert not ended
+            await seen.press("ctrl+c")
+            await seen.until(lambda: ended, "the view ends")
+
+    drive(scene.app(monkeypatch), script)

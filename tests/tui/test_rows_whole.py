@@ -26,7 +26,7 @@ FAILED = {
 REFUSED = {
     "event": "pushed", "at": rfc3339(NOW), "repo": WIDGETS, "verdict": "rejected", "client": "10.0.3.2",
     "refs": ["refs/heads/main", "refs/tags/v1"], "reason": "branches and tags are the upstream's: push them there",
-    "guest": "vm-7",
+    "commits": ["5" * 40, None], "guest": "vm-7",
 }  # fmt: skip
 
 
@@ -67,8 +67,10 @@ def test_an_error_and_a_refusal_in_full(scene: Scene, monkeypatch: pytest.Monkey
             "vm-7 from 10.0.3.2",
             "refs/heads/main\nrefs/tags/v1",
             "git push https://github",
+            f"to commit: {'5' * 40}\nnone, to delete it",
         ):
             assert str(words) in said, words
+        assert "from commit" not in said
         assert "HEAD:REF, where REF is" in said and "docs-*" in said
 
     drive(scene.app(monkeypatch), script, NARROW)
@@ -138,14 +140,12 @@ def test_a_wide_terminal_shows_the_chosen_row_beside_the_list(scene: Scene, monk
 
 @pytest.mark.slow
 def test_a_finding_of_doctor(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was found, and what to do."""
+    """What was found, and what to do, stand on Node without a key."""
 
     async def script(seen: Seen) -> None:
         await seen.settled()
         await seen.press("4")
-        await seen.settled()
-        await seen.press("enter")
-        await seen.shows("312 MiB free", "problem", "make room, or move the state directory")
+        await seen.shows("2 things to put right", "312 MiB free", "make room, or move the state directory")
 
     drive(replace(scene, pulse=None, checks=BROKEN).app(monkeypatch), script)
 

@@ -77,6 +77,8 @@ def test_what_is_typed_is_understood() -> None:
         wrong = parse_query(typed, NOW)
         assert wrong.wrong.startswith(said) and not wrong.matches(old, Found())
     assert parse_query("path: fix:", NOW).sought == Sought(None, ("fix:",))
+    advice = [parse_query(typed, NOW).advice for typed in ("x.py", "path:x.py", "fix")]
+    assert "For a file: path:" in advice[0] and "a path whole" in advice[1] and not advice[2]
 
 
 @pytest.mark.slow
@@ -103,10 +105,18 @@ def test_a_search_finds_what_the_list_does_not_show(noted: Scene, monkeypatch: p
         await seen.type("before:soon")
         await seen.shows("before:soon is not a duration")
         assert names(seen) == []
+        await seen.shows("* mark all")
         await seen.press("enter", "asterisk")
         await seen.says("there is nothing to mark")
         await seen.press("escape")
         await seen.shows("4 sessions")
+        await seen.hides("* mark all")
+        await seen.press("enter")
+        await seen.until(
+            lambda: isinstance(seen.app.screen, DiffScreen) and seen.app.screen.files.row, "the diff has files"
+        )
+        await seen.press("o")
+        await seen.shows("of 4 sessions", "repo:acme/widgets path:")
 
     drive(noted.app(monkeypatch), script, NARROW)
 

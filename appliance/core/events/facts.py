@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from appliance.core.models import HeadChange, Health, Hydration, PushDecision, RefChange, RefreshOutcome, Repo
-from appliance.core.text import storable
+from appliance.core.text import escape_ascii, storable
 from appliance.core.units import rfc3339
 
 MOST_TOLD = 100
@@ -171,6 +171,9 @@ class PushRuled(RepoEvent):
         return {
             "verdict": "accepted" if self.decision.accepted else "rejected",
             "refs": [storable(command.ref) for command in self.decision.commands],
+            "commits": [
+                escape_ascii(command.new) if command.new.strip("0") else None for command in self.decision.commands
+            ],
             "reason": next(iter(self.decision.refusals.values()), None),
             "client": self.decision.client,
             "guest": self.decision.guest,

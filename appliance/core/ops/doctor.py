@@ -337,7 +337,8 @@ def _serve(node: Node) -> Check:
             "fix what the warnings name; a changed setting needs a reload or restart",
         )
     if unhealthy:
-        return Check("serve", False, f"unhealthy: {', '.join(unhealthy)}", "see the reason in `status`")
+        why = "see why in `status`, or in Repositories of the live view"
+        return Check("serve", False, f"unhealthy: {', '.join(unhealthy)}", why)
     return Check("serve", True, f"process {found['pid']}, pushes are guarded")
 
 

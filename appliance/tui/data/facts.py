@@ -67,7 +67,11 @@ def _push(entry: ActivityEntry) -> Facts:
     refs = row.get("refs") or [row["ref"]] if row.get("ref") or row.get("refs") else []
     facts: Facts = [("reason", str(row.get("reason") or "")), _from(entry), ("refs", "\n".join(refs))]
     facts.append(("session", str(row.get("session") or "")))
-    facts += [("from commit", str(row.get("old") or "none")), ("to commit", str(row.get("new") or "none"))]
+    if "old" in row:
+        facts.append(("from commit", str(row["old"] or "none")))
+    # The event of a push says where each of its refs should go; one of the version before, nothing.
+    commits = row.get("commits", [row["new"]] if "new" in row else [])
+    facts.append(("to commit", "\n".join(commit or "none, to delete it" for commit in commits)))
     return facts
 
 

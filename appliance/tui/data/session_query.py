@@ -55,6 +55,15 @@ class SessionQuery:
     meaning: str = ""
     wrong: str = ""
 
+    @property
+    def advice(self) -> str:
+        """What to try when nothing matches, for a file that is sought by another name than its path; with a space."""
+        if self.sought.path is not None:
+            return "Type a path whole: src/x.py. "
+        if any("/" in word or "." in word for word in self.sought.words):
+            return "For a file: path:src/x.py. "
+        return ""
+
     def matches(self, row: SessionRow, found: Found) -> bool:
         """Whether the session matches, as far as `found` tells; words of its row match at once."""
         if (

@@ -12,7 +12,7 @@ from textual.widgets import Input
 
 from appliance.core.models import FileChange, Turn
 from appliance.core.units import format_size
-from appliance.tui.context import Context
+from appliance.tui.context import Context, GoTo
 from appliance.tui.data.diffs import diff_lines
 from appliance.tui.data.follower import SERVE
 from appliance.tui.data.messages import DiffRead, FilesRead, ReadFailed, TurnsRead
@@ -46,6 +46,7 @@ class DiffScreen(SessionActions, Searching):
         Binding("right_square_bracket", "turn(1)", "next turn", tooltip="what the next turn changed"),
         Binding("left_square_bracket", "turn(-1)", "previous turn", show=False, tooltip="what the turn before changed"),
         Binding("w", "whole", "whole session", tooltip="what the whole session changed"),
+        Binding("o", "others", "who touched it", tooltip="the sessions that touched this file"),
         Binding("tab", "app.focus_next", "files", show=False, tooltip="to the list of files, and back"),
         *SESSION_KEYS,
     ]
@@ -213,6 +214,11 @@ class DiffScreen(SessionActions, Searching):
     def action_whole(self) -> None:
         """Goes back to the whole session."""
         self._choose(None)
+
+    def action_others(self) -> None:
+        """Goes to the sessions of the repository that touched the chosen file."""
+        if row := self.files.row:
+            self.post_message(GoTo("sessions", f'repo:{self._session.repo} path:"{row.path}"'))
 
     def focus_body(self) -> None:
         """Moves the focus back to the diff."""

@@ -19,7 +19,7 @@ from appliance.tui.widgets.listing import Listing
 
 MARK_KEYS: list[BindingType] = [
     Binding("space", "mark", "mark", tooltip="mark it, or take its mark off"),
-    Binding("asterisk", "mark_all", "mark all", show=False, tooltip="mark every row that the filter shows"),
+    Binding("asterisk", "mark_all", "mark all", tooltip="mark every row that the filter shows"),
 ]
 MARK = "✓ "
 
@@ -85,6 +85,10 @@ class Marking(View):
 
     def show_marks(self) -> None:
         """Shows how many rows are marked; the rows show which."""
+
+    def offers(self, binding: Binding) -> bool:
+        """Whether the key belongs to what is shown: one rarely means all rows before they are filtered."""
+        return super().offers(binding) and (binding.action != "mark_all" or bool(self.filter_words))
 
     def cannot_mark_all(self) -> str:
         """Says why the rows are not those that the filter means; empty when they are."""

@@ -23,7 +23,7 @@ from appliance.tui.screens.repo_actions import REPO_KEYS
 from appliance.tui.screens.repo_batches import RepoBatches
 from appliance.tui.screens.repo_beside import beside_lines
 from appliance.tui.screens.repo_columns import RepoColumns, explain
-from appliance.tui.text import STATES, Piece, cell, hydration_words
+from appliance.tui.text import STATES, Piece, cell, hydration_words, plain
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
 
@@ -181,6 +181,9 @@ class RepositoriesScreen(RepoBatches):
             return
         names = [view.repo.name for view in behind]
         chosen = self.listing.row.repo.name if self.listing.row else ""
+        if names == [chosen]:
+            self.context.say(f"Nothing else is behind: only {plain(chosen)}.")
+            return
         following = names[(names.index(chosen) + 1) % len(names)] if chosen in names else names[0]
         if not self.listing.select(following):
             self.action_back()

@@ -122,7 +122,7 @@ class RepositoryScreen(RepoActions, SessionMarking, Opening):
         """Whether the key belongs to what the view shows: marks are for sessions, and `u` is for refreshes."""
         if binding.action == "quiet":
             return self._tab == 0
-        return binding not in SESSION_MARK_KEYS or self.session_listing is not None
+        return super().offers(binding) and (binding not in SESSION_MARK_KEYS or self.session_listing is not None)
 
     def show_marks(self) -> None:
         """Shows how many sessions are marked."""

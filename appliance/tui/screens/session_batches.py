@@ -58,7 +58,8 @@ class SessionBatches(SessionActions, SessionMarking):
         if kept:
             text += f" {kept:,} that {'is kept stays' if kept == 1 else 'are kept stay'}, too."
         orders = _orders(chosen, lambda row: partial(sessions.drop_listed, row.repo, row.name, row.tip))
-        self._ask(f"End {count(len(chosen), 'session')}?", text, "End them", orders, "ended")
+        answer = "End them" if len(chosen) > 1 else "End it"
+        self._ask(f"End {count(len(chosen), 'session')}?", text, answer, orders, "ended")
 
     def action_checkout(self) -> None:
         """Asks for a directory and checks the marked sessions out below it."""

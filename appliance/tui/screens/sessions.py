@@ -293,7 +293,7 @@ class SessionsScreen(SessionBatches):
             return self._query.wrong or self._search.wrong
         if self._search.is_searching:
             return "searching…"
-        return f"No session matches {self.filter_words}. Escape clears the filter."
+        return f"No session matches {self.filter_words}. {self._query.advice}Escape clears the filter."
 
     def _explain(self) -> None:
         """Says below the list what the filter means, or what can be typed."""

@@ -173,8 +173,11 @@ class View(Screen[None]):
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filters while words are typed."""
         if event.input.id == "filter" and event.value.strip() != self.filter_words:
+            had_words = bool(self.filter_words)
             self.filter_words = event.value.strip()
             self.filtered()
+            if bool(self.filter_words) != had_words:
+                self.offer_keys()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Keeps the filter."""
