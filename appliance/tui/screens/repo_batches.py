@@ -74,13 +74,8 @@ class RepoBatches(RepoActions, Marking):
             else "They are no longer refreshed or served, so guests get them from the upstream. Nothing is deleted."
         )
         word = "enabled" if enabled else "disabled"
-
-        def answered(answer: str | None) -> None:
-            if answer and answer != CANCEL:
-                self.act_on_all(orders, word, _said)
-
         verb = "Enable" if enabled else "Disable"
-        self.context.ask(Ask(f"{verb} {_count(len(chosen))}?", f"{self._holds}{text}", [("all", verb)]), answered)
+        self.ask_about_all(f"{verb} {_count(len(chosen))}?", f"{self._holds}{text}", verb, orders, word, _said)
 
     def action_remove(self) -> None:
         """Unregisters the marked repositories."""
