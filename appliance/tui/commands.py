@@ -5,6 +5,7 @@ One table has them all: what each takes, and what it does here.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -242,7 +243,9 @@ class Commands:
         self._with_session(repo, name, show)
 
     def _check_out(self, repo: str, name: str, directory: str, turn: str = "") -> None:
-        sessions, number, path = self._context.sessions, _number(turn), Path(directory).expanduser().absolute()
+        sessions, number = self._context.sessions, _number(turn)
+        # As the form takes it; `Path.expanduser` raises for a user that there is not.
+        path = Path(os.path.abspath(os.path.expanduser(directory)))
 
         def work() -> str:
             chosen = sessions.checkout(repo, name, path, number)
@@ -294,6 +297,6 @@ def _number(turn: str) -> int | None:
     """Reads the number of a turn. Raises UsageError."""
     if not turn:
         return None
-    if not turn.isdigit() or turn == "0":
+    if not turn.isdecimal() or not int(turn):
         raise UsageError(f"--turn {turn} is no turn", hint="turns count from 1")
     return int(turn)
