@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from textual.binding import Binding
+
 from appliance.core.errors import GitmirrorError
 from appliance.core.node.queries import RepoView
 from appliance.tui.context import Context
@@ -43,6 +45,12 @@ class RepoBatches(RepoActions, Marking):
     def marked(self) -> Sequence[RepoView]:
         """The marked repositories, in the order in which they were."""
         return [self.model.repos[str(key)] for key in self._marks.keys if key in self.model.repos]
+
+    def named(self, binding: Binding) -> str:
+        """The word for what the key would do now, to the marked ones if there are any."""
+        if binding.action == "switch" and (marked := self.marked):
+            return "disable" if any(view.repo.enabled for view in marked) else "enable"
+        return super().named(binding)
 
     def action_refresh(self) -> None:
         """Refreshes the marked repositories now."""
