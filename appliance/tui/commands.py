@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 
 from textual.app import App
 
@@ -18,10 +17,10 @@ from appliance.core.models import Turn
 from appliance.tui.context import Context, GoTo, OpenDiff, OpenRepository
 from appliance.tui.data.messages import ReadFailed, SessionRead
 from appliance.tui.data.rows import SessionRow
-from appliance.tui.screens.dialogs import CANCEL, AddRepo, Ask
+from appliance.tui.screens.dialogs import AddRepo
 from appliance.tui.screens.repo_actions import RepoOrders
+from appliance.tui.screens.session_actions import SessionOrders
 from appliance.tui.screens.session_list import OF_GUEST
-from appliance.tui.text import count
 
 REPO, MAYBE, MANY = "REPO", "[REPO]", "[REPO]…"
 """Arguments that are names of registered repositories: one, at most one, and any number."""
@@ -75,6 +74,7 @@ class Commands:
         self._context = context
         self._app = app
         self._orders = RepoOrders(context)
+        self._session_orders = SessionOrders(context)
 
     def run(self, text: str) -> None:
         """Carries out a command, or shows what is wrong with it and what is right."""
@@ -242,40 +242,13 @@ class Commands:
         self._with_session(repo, name, show)
 
     def _check_out(self, repo: str, name: str, directory: str, turn: str = "") -> None:
-        sessions, number, path = self._context.sessions, _number(turn), Path(directory).expanduser().absolute()
-
-        def work() -> str:
-            chosen = sessions.checkout(repo, name, path, number)
-            return f"{path} is at {chosen.commit[:12]}: {chosen.subject}"
-
-        self._context.act(f"checkout of {name}", work)
+        self._session_orders.check_out(repo, name, directory, _number(turn))
 
     def _keep(self, repo: str, name: str) -> None:
-        sessions = self._context.sessions
-
-        def work() -> str:
-            sessions.keep(repo, name, True)
-            return f"{name} is kept"
-
-        self._context.act(f"keep {name}", work)
+        self._session_orders.keep(repo, name, kept=True)
 
     def _drop(self, repo: str, name: str) -> None:
-        sessions = self._context.sessions
-
-        def work() -> str:
-            sessions.drop(repo, name)
-            return f"{name} is ended"
-
-        def drop(answer: str | None) -> None:
-            if answer and answer != CANCEL:
-                self._context.act(f"drop {name}", work)
-
-        def ask(session: SessionRow) -> None:
-            turns = count(session.turns, "turn")
-            said = f"Its ref and its {turns} are removed from {repo}. The audit log keeps its rows."
-            self._context.ask(Ask(f"End the session {name}?", said, [("drop", "End it")]), drop)
-
-        self._with_session(repo, name, ask)
+        self._with_session(repo, name, self._session_orders.drop)
 
 
 def _length(command: Command) -> int:
@@ -294,6 +267,6 @@ def _number(turn: str) -> int | None:
     """Reads the number of a turn. Raises UsageError."""
     if not turn:
         return None
-    if not turn.isdigit() or turn == "0":
+    if not turn.isdecimal() or not int(turn):
         raise UsageError(f"--turn {turn} is no turn", hint="turns count from 1")
     return int(turn)

@@ -110,6 +110,22 @@ def test_a_file_replaced_while_open_is_the_one_that_is_used_from_then_on(path: P
     assert names(Database(path)) == ["first", "second"]
 
 
+def test_a_copy_that_is_only_just_being_put_back_is_not_made_an_empty_database(path: Path) -> None:
+    """Its file is empty at first, and whoever migrates it then has an empty registry in place of the one it had."""
+    database = Database(path)
+    add_row(database, "o/r")
+    database.close()
+    copy = path.read_bytes()
+    path.unlink()
+    path.touch()
+    for _ in range(2):
+        with pytest.raises(DatabaseLost, match="is empty"):
+            names(database)
+    assert path.stat().st_size == 0
+    path.write_bytes(copy)
+    assert names(database) == ["o/r"]
+
+
 def test_a_reader_does_not_wait_for_a_writer_of_another_process(path: Path) -> None:
     """Status and lists work while a push holds the log."""
     database, other = Database(path), sqlite3.connect(path, isolation_level=None)

@@ -30,7 +30,7 @@ from appliance.tui.widgets.listing import Listing
 from tests.conftest import WIDGETS
 from tests.support.serve import ROOT
 from tests.tui.conftest import Node
-from tests.tui.drive import NARROW, Seen, drive, make_app
+from tests.tui.drive import NARROW, WIDE, Seen, drive, make_app
 from tests.tui.scene import NOW, PULSE, TRANSFERS, Scene, build, build_empty
 from tests.tui.test_session_list import row
 
@@ -357,6 +357,45 @@ def test_one_is_removed(node: Node, tmp_path: Path) -> None:
         await has(0)
 
     drive(make_app(node.serve), script, NARROW)
+
+
+@pytest.mark.slow
+def test_several_are_removed(node: Node) -> None:
+    """After one question that counts them; strangers stay, as does the mark of one that somebody else removed first."""
+    for number in range(4):
+        know(node, f"rack-{number}", address=f"10.9.0.{number}")
+
+    async def script(seen: Seen) -> None:
+        await seen.press("5")
+        await seen.shows("● serving", "rack-0", "rack-3")
+        await seen.press("slash")
+        await seen.type("127.0.0.1")
+        await seen.shows("127.0.0.1 ", "1 of 5 guests")
+        await seen.press("enter", "asterisk", "D")
+        await seen.says("no marked guest is known")
+        await seen.press("slash")
+        await seen.type("rack")
+        await seen.until(lambda: len(names(seen)) == 4, "the four alone are listed")
+        await seen.press("enter", "asterisk")
+        await seen.shows("5 marked", "✓ rack-0")
+        seen.app.screen.query_one("#list", Listing).select("rack-3")
+        await seen.press("space", "D")
+        await seen.shows("Remove 3 guests?", "not known anyway")
+        await asyncio.to_thread(forget, node, "rack-1")
+        await seen.press("right", "enter")
+        await seen.shows("1 of 3 not removed", "rack-1: there is no known guest")
+        await seen.says("2 guests are removed")
+        await seen.press("escape")
+        await seen.until(lambda: names(seen) == ["rack-3"], "those that were marked are gone")
+        await seen.press("escape", "escape")
+        await seen.hides("marked")
+
+    guest = node.guest("stranger")
+    assert guest.exists()
+    try:
+        drive(make_app(node.serve), script, WIDE)
+    finally:
+        forget(node, "rack-3")
 
 
 @pytest.mark.slow

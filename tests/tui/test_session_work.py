@@ -18,6 +18,7 @@ from appliance.tui.data.session_query import Found, Sought, parse_query
 from appliance.tui.screens.compare import CompareScreen
 from appliance.tui.screens.diff import DiffScreen
 from appliance.tui.screens.notes import LIMIT, attachment_text
+from appliance.tui.widgets.listing import Listing
 from tests.conftest import WIDGETS
 from tests.tui.conftest import Node
 from tests.tui.drive import NARROW, WIDE, Seen, drive, make_app
@@ -257,7 +258,11 @@ def test_several_repositories_at_once(node: Node) -> None:
         await seen.shows("2 disabled")
         await seen.press("slash")
         await seen.type("gone")
-        await seen.press("enter", "asterisk", "D")
+        await seen.press("enter", "asterisk", "escape")
+        await seen.shows("2 marked", "widgets")
+        seen.app.screen.query_one("#list", Listing).select(WIDGETS)
+        await seen.shows(f"▌{WIDGETS}", " d enable ")
+        await seen.press("D")
         await seen.shows("Remove 2 repositories?")
         await seen.press("right", "right", "enter")
         await seen.says("2 repositories are removed")

@@ -89,6 +89,8 @@ def test_what_is_wrong_and_what_is_right(scene: Scene, monkeypatch: pytest.Monke
             (f"session show {WIDGETS} none", f"{WIDGETS} has no session none"),
             ("disable", "type: disable REPO"),
             (f"session diff {WIDGETS} fix --turn x", "turns count from 1"),
+            (f"session diff {WIDGETS} fix --turn ²", "--turn ² is no turn"),
+            (f"session checkout {WIDGETS} absent ~nobody-has-this-name/x", "absent"),
             ('refresh "', "No closing quotation"),
         ):
             await command(seen, text)

@@ -147,8 +147,7 @@ class Database:
     def _open(self) -> None:
         create = self._create
         self._is_in_memory = self._virtual and not self.path.exists()
-        if not self._is_in_memory and not create and not self.path.is_file():
-            what = "is not a file" if self.path.exists() else "is missing"
+        if not self._is_in_memory and not create and (what := self._what_is_wrong()):
             raise DatabaseLost(
                 f"the database {self.path} {what}",
                 hint=f"restore a backup: `cp BACKUP {self.path}`; until then nothing can be recorded",
@@ -176,6 +175,14 @@ class Database:
         # From now on, a missing file counts as lost.
         self._create = False
         self.damage = None
+
+    def _what_is_wrong(self) -> str | None:
+        """Why there is nothing to open at `path`, if that is so."""
+        if not self.path.is_file():
+            return "is not a file" if self.path.exists() else "is missing"
+        # A copy that is just being put back is empty at first: it would be migrated under the hands of `cp`. The first
+        # open is another matter, because a `serve` that starts makes its file empty, too.
+        return "is empty" if self._identity and not self.path.stat().st_size else None
 
     def _open_for_writing(self, mode: str) -> sqlite_utils.Database:
         # Imported where a database is opened: a command that only asks `serve` knows the errors here, and would take

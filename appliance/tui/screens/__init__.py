@@ -3,6 +3,7 @@
 - `view`: what all views have in common: tabs, filter, keys, and news. `repositories`, `sessions`, `activity`,
   `node` and `guests` are always there; `repository` and `diff` open over them.
 - `repo_actions`, `session_actions`: the orders that several views share, with their keys.
+- `marking`: marks on rows, and orders on all marked ones: `repo_batches`, `session_batches`, `guest_removal`.
 - `repo_columns`: columns and explanations of repositories. `session_list`: sessions, read piece by piece.
 - `opening`: one row of activity whole. `searching`: the search in a diff.
 - `dialogs`: one row whole, questions, and forms. `help`: every key.

@@ -9,6 +9,7 @@ from appliance.tui.data.activity import BROKEN
 from appliance.tui.data.model import Model
 from appliance.tui.data.rows import GuestRow, SessionRow
 from appliance.tui.data.traffic import GuestLine, Running, Served, Slowness, Traffic
+from appliance.tui.screens.marking import Marks
 from appliance.tui.text import Cell, bar, cell, count, percent, size, span, took, wrapped
 from appliance.tui.widgets.lines import Line
 from appliance.tui.widgets.listing import Column
@@ -28,10 +29,11 @@ ROOM = 100
 
 
 class GuestColumns:
-    """Makes the columns from the model, which knows the problems."""
+    """Makes the columns from the model, which knows the problems, and from `marks`."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, marks: Marks) -> None:
         self._model = model
+        self._marks = marks
 
     def all(self) -> list[Column[GuestLine]]:
         """Returns the columns, from left to right."""
@@ -52,7 +54,7 @@ class GuestColumns:
     def _name(self, line: GuestLine) -> Cell:
         troubled = line.slow is not None or line.name in self._model.guest_problems
         mark = "▲ " if troubled else ""
-        return (mark, "warn"), (line.name, "strong" if line.known else "")
+        return self._marks.piece(line), (mark, "warn"), (line.name, "strong" if line.known else "")
 
     @staticmethod
     def _hour(line: GuestLine) -> Cell:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
-from appliance.core.node.running import RunningNode
 from appliance.tui.context import Context, OpenGuestSessions
 from appliance.tui.data.follower import SERVE, TIME
 from appliance.tui.data.messages import GuestSessionsRead, GuestsRead, TrafficRead
 from appliance.tui.data.rows import GuestRow, SessionRow
 from appliance.tui.data.traffic import HOUR, KEPT, GuestLine, Traffic
-from appliance.tui.screens.dialogs import CANCEL, Ask
 from appliance.tui.screens.guest_lines import NEVER, GuestColumns, explain, words_of
-from appliance.tui.screens.view import View
+from appliance.tui.screens.guest_removal import GuestRemoval
+from appliance.tui.screens.marking import MARK_KEYS
 from appliance.tui.text import cell, count
 from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
@@ -27,7 +26,7 @@ MOST_SESSIONS = 5
 """Sessions of the chosen guest that are shown."""
 
 
-class GuestsScreen(View):
+class GuestsScreen(GuestRemoval):
     """Lists known guests and whoever is or was served, and tells all of the chosen one."""
 
     heading = "Guests"
@@ -35,9 +34,10 @@ class GuestsScreen(View):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "sessions", tooltip="the sessions that it recorded"),
         Binding("slash", "filter", "filter", tooltip="filter by any word of a row"),
-        Binding("D", "remove", "remove", tooltip="remove it, after asking"),
+        *MARK_KEYS,
+        Binding("D", "remove", "remove", tooltip="remove it, or all marked ones, after asking"),
         Binding("s", "sort", "sort", tooltip="sort by trouble, name, last, hydrations or expiry"),
-        Binding("escape", "back", "clear the filter", show=False),
+        Binding("escape", "back", "clear the filter", show=False, tooltip="clear the filter, then take all marks off"),
     ]
 
     def __init__(self, context: Context) -> None:
@@ -54,8 +54,8 @@ class GuestsScreen(View):
     def body(self) -> ComposeResult:
         """Yields the summary, the list and the explanation."""
         yield Lines(id="summary")
-        columns = GuestColumns(self.model).all()
-        listing: Listing[GuestLine] = Listing(columns, lambda line: line.name, empty="reading…", id="list")
+        columns = GuestColumns(self.model, self.marks).all()
+        listing: Listing[GuestLine] = Listing(columns, lambda line: line.name, empty="reading…", marks=True, id="list")
         yield listing
         yield Lines(id="why")
 
@@ -63,6 +63,11 @@ class GuestsScreen(View):
     def listing(self) -> Listing[GuestLine]:
         """The list of guests."""
         return self.query_one("#list", Listing)
+
+    @property
+    def lines(self) -> Sequence[GuestLine]:
+        """All guests."""
+        return self._lines
 
     def on_mount(self) -> None:
         """Focuses the list."""
@@ -146,6 +151,10 @@ class GuestsScreen(View):
         self._summarise()
         self._explain()
 
+    def show_marks(self) -> None:
+        """Shows how many are marked."""
+        self._summarise()
+
     def filtered(self) -> None:
         """Lists the rows that match now."""
         self._arrange()
@@ -178,35 +187,6 @@ class GuestsScreen(View):
         self._sorting = (self._sorting + 1) % len(self._orders())
         self._arrange()
         self._summarise()
-
-    def action_remove(self) -> None:
-        """Removes the guest after asking for confirmation."""
-        if not (guest := self.listing.row) or not self.may_write():
-            return
-        if guest.known is None:
-            self.context.say(f"{guest.name} is not known, so there is nothing to remove.")
-            return
-        name, node = guest.name, self.context.node
-
-        def remove(answer: str | None) -> None:
-            if not answer or answer == CANCEL:
-                return
-
-            def work() -> str:
-                RunningNode(node.layout, node.config, node.create).remove_guest(name)
-                return f"{name} is no longer known"
-
-            self.context.act(f"remove {name}", work)
-
-        self.context.ask(
-            Ask(
-                f"Remove the guest {name}?",
-                "Its connections end at once. Whoever comes its way is unknown from then on. "
-                "What it recorded stays, under its name.",
-                [("remove", "Remove")],
-            ),
-            remove,
-        )
 
     # Order
 
@@ -256,8 +236,9 @@ class GuestsScreen(View):
         warnings += [f"  ▲ {slow:,} slow"] if slow else []
         now = f"  ◌ {served:,} served" if served else ""
         order = cell(f"sorted by {self.listing.sorted_by or self._orders()[self._sorting][0]} ", "dim")
-        left = (f" {said}", ""), ("".join(warnings), "warn"), (now, "accent")
-        self.query_one("#summary", Lines).show((left, order))
+        marked = len(self.marked)
+        left = (f" {said}", ""), (f", {marked:,} marked" if marked else "", "accent"), ("".join(warnings), "warn")
+        self.query_one("#summary", Lines).show(((*left, (now, "accent")), order))
 
     def _explain(self) -> None:
         line = self.listing.row

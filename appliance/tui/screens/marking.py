@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Label
 
 from appliance.tui.data.batch import Batch, Order, carry_out
+from appliance.tui.screens.dialogs import CANCEL, Ask
 from appliance.tui.screens.view import View
 from appliance.tui.text import Piece, plain
 from appliance.tui.widgets.listing import Listing
@@ -129,6 +130,23 @@ class Marking(View):
             listing.touch()
         self.show_marks()
         self.offer_keys()
+
+    def ask_about_all(
+        self,
+        question: str,
+        text: str,
+        label: str,
+        orders: Sequence[Order],
+        word: str,
+        said: Callable[[str, int], str],
+    ) -> None:
+        """Asks once, and on the answer `label` does as `act_on_all`."""
+
+        def answered(answer: str | None) -> None:
+            if answer and answer != CANCEL:
+                self.act_on_all(orders, word, said)
+
+        self.context.ask(Ask(question, text, [("all", label)]), answered)
 
     def act_on_all(self, orders: Sequence[Order], word: str, said: Callable[[str, int], str]) -> None:
         """Carries the orders out off the UI thread, and takes the marks off what was done.

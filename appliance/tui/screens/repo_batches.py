@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from textual.binding import Binding
+
 from appliance.core.errors import GitmirrorError
 from appliance.core.node.queries import RepoView
 from appliance.tui.context import Context
@@ -44,6 +46,12 @@ class RepoBatches(RepoActions, Marking):
         """The marked repositories, in the order in which they were."""
         return [self.model.repos[str(key)] for key in self._marks.keys if key in self.model.repos]
 
+    def named(self, binding: Binding) -> str:
+        """The word for what the key would do now, to the marked ones if there are any."""
+        if binding.action == "switch" and (marked := self.marked):
+            return "disable" if any(view.repo.enabled for view in marked) else "enable"
+        return super().named(binding)
+
     def action_refresh(self) -> None:
         """Refreshes the marked repositories now."""
         views, node = self.marked, self.context.node
@@ -74,13 +82,8 @@ class RepoBatches(RepoActions, Marking):
             else "They are no longer refreshed or served, so guests get them from the upstream. Nothing is deleted."
         )
         word = "enabled" if enabled else "disabled"
-
-        def answered(answer: str | None) -> None:
-            if answer and answer != CANCEL:
-                self.act_on_all(orders, word, _said)
-
         verb = "Enable" if enabled else "Disable"
-        self.context.ask(Ask(f"{verb} {_count(len(chosen))}?", f"{self._holds}{text}", [("all", verb)]), answered)
+        self.ask_about_all(f"{verb} {_count(len(chosen))}?", f"{self._holds}{text}", verb, orders, word, _said)
 
     def action_remove(self) -> None:
         """Unregisters the marked repositories."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from textual.binding import Binding, BindingType
 
-from appliance.tui.context import OpenNotes
+from appliance.tui.context import Context, OpenNotes
 from appliance.tui.data.rows import SessionRow
 from appliance.tui.screens.dialogs import CANCEL, Ask, Form
 from appliance.tui.screens.view import View
@@ -22,6 +22,56 @@ SESSION_KEYS: list[BindingType] = [
     Binding("K", "keep", "keep", tooltip="exempt it from retention, or stop exempting it"),
     Binding("X", "drop", "end", tooltip="end it, after asking"),
 ]
+
+
+class SessionOrders:
+    """Orders about one session, from a key or from a typed command; what cannot be undone asks first."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def check_out(self, repo: str, name: str, place: str, turn: int | None) -> None:
+        """Checks its files out into the directory `place`, which may begin with `~`."""
+        directory, sessions = Path(os.path.abspath(os.path.expanduser(place))), self._context.sessions
+
+        def work() -> str:
+            chosen = sessions.checkout(repo, name, directory, turn)
+            return f"{directory} is at {chosen.commit[:12]}: {chosen.subject}"
+
+        self._context.act(f"checkout of {name}", work)
+
+    def keep(self, repo: str, name: str, *, kept: bool) -> None:
+        """Exempts it from retention, or stops exempting it."""
+        sessions = self._context.sessions
+
+        def work() -> str:
+            sessions.keep(repo, name, kept)
+            return f"{name} is {'kept' if kept else 'under retention again'}"
+
+        self._context.act(f"keep {name}", work)
+
+    def drop(self, session: SessionRow) -> None:
+        """Ends it after asking for confirmation."""
+        sessions = self._context.sessions
+
+        def drop(answer: str | None) -> None:
+            if answer and answer != CANCEL:
+
+                def work() -> str:
+                    sessions.drop(session.repo, session.name)
+                    return f"{session.name} is ended"
+
+                self._context.act(f"drop {session.name}", work)
+
+        self._context.ask(
+            Ask(
+                f"End the session {session.name}?",
+                f"Its ref and its {count(session.turns, 'turn')} are removed from {session.repo}. "
+                "The audit log keeps its rows.",
+                [("drop", "End it")],
+            ),
+            drop,
+        )
 
 
 class SessionActions(View):
@@ -51,17 +101,11 @@ class SessionActions(View):
         """Asks for a directory and checks the files out there."""
         if not (session := self.session):
             return
-        turn, sessions = self.turn, self.context.sessions
+        turn, orders = self.turn, SessionOrders(self.context)
 
         def checkout(entered: dict[str, str] | None) -> None:
             if entered:
-                directory = Path(os.path.abspath(os.path.expanduser(entered["place"])))
-
-                def work() -> str:
-                    chosen = sessions.checkout(session.repo, session.name, directory, turn)
-                    return f"{directory} is at {chosen.commit[:12]}: {chosen.subject}"
-
-                self.context.act(f"checkout of {session.name}", work)
+                orders.check_out(session.repo, session.name, entered["place"], turn)
 
         form = Form(
             f"Check out {session.name}{_of(turn)}",
@@ -107,40 +151,13 @@ class SessionActions(View):
 
     def action_keep(self) -> None:
         """Exempts the session from retention, or stops exempting it."""
-        if not (session := self.session) or not self.may_write():
-            return
-        sessions, kept = self.context.sessions, not session.kept
-
-        def work() -> str:
-            sessions.keep(session.repo, session.name, kept)
-            return f"{session.name} is {'kept' if kept else 'under retention again'}"
-
-        self.context.act(f"keep {session.name}", work)
+        if (session := self.session) and self.may_write():
+            SessionOrders(self.context).keep(session.repo, session.name, kept=not session.kept)
 
     def action_drop(self) -> None:
         """Ends the session after asking for confirmation."""
-        if not (session := self.session) or not self.may_write():
-            return
-        sessions = self.context.sessions
-
-        def drop(answer: str | None) -> None:
-            if answer and answer != CANCEL:
-
-                def work() -> str:
-                    sessions.drop(session.repo, session.name)
-                    return f"{session.name} is ended"
-
-                self.context.act(f"drop {session.name}", work)
-
-        self.context.ask(
-            Ask(
-                f"End the session {session.name}?",
-                f"Its ref and its {count(session.turns, 'turn')} are removed from {session.repo}. "
-                "The audit log keeps its rows.",
-                [("drop", "End it")],
-            ),
-            drop,
-        )
+        if (session := self.session) and self.may_write():
+            SessionOrders(self.context).drop(session)
 
 
 def _of(turn: int | None) -> str:

@@ -11,7 +11,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.node.callers_files import CallersFiles
 from appliance.tui.data.batch import Order
 from appliance.tui.data.rows import SessionRow
-from appliance.tui.screens.dialogs import CANCEL, Ask, Form
+from appliance.tui.screens.dialogs import Form
 from appliance.tui.screens.session_actions import SessionActions
 from appliance.tui.screens.session_marking import SessionMarking
 from appliance.tui.text import count, size, span
@@ -34,7 +34,7 @@ class SessionBatches(SessionActions, SessionMarking):
         word = "kept" if kept else "under retention again"
         text = "Retention does not end them then." if kept else "Retention ends them when their time comes."
         question = f"{'Keep' if kept else 'Stop keeping'} {count(len(chosen), 'session')}?"
-        self._ask(question, f"{_total(chosen)}. {text}", "Do it", orders, word)
+        self.ask_about_all(question, f"{_total(chosen)}. {text}", "Do it", orders, word, _said)
 
     def action_drop(self) -> None:
         """Ends the marked sessions, without those that are kept."""
@@ -59,7 +59,7 @@ class SessionBatches(SessionActions, SessionMarking):
             text += f" {kept:,} that {'is kept stays' if kept == 1 else 'are kept stay'}, too."
         orders = _orders(chosen, lambda row: partial(sessions.drop_listed, row.repo, row.name, row.tip))
         answer = "End them" if len(chosen) > 1 else "End it"
-        self._ask(f"End {count(len(chosen), 'session')}?", text, answer, orders, "ended")
+        self.ask_about_all(f"End {count(len(chosen), 'session')}?", text, answer, orders, "ended", _said)
 
     def action_checkout(self) -> None:
         """Asks for a directory and checks the marked sessions out below it."""
@@ -86,13 +86,6 @@ class SessionBatches(SessionActions, SessionMarking):
 
         text = f"{_total(rows)}. Each diff goes to a new file SESSION.patch, which `git apply` takes."
         self._place("Export", "exported", text, rows, ".patch", order)
-
-    def _ask(self, question: str, text: str, label: str, orders: Sequence[Order], word: str) -> None:
-        def answered(answer: str | None) -> None:
-            if answer and answer != CANCEL:
-                self.act_on_all(orders, word, _said)
-
-        self.context.ask(Ask(question, text, [("all", label)]), answered)
 
     def _place(
         self,

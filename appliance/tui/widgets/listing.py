@@ -49,7 +49,7 @@ class Listing(ScrollView, Generic[Row], can_focus=True):
         Binding("down,j", "move(1)", "down", show=False),
         Binding("pageup,ctrl+b", "page(-1)", "a page up", show=False),
         Binding("pagedown,ctrl+f", "page(1)", "a page down", show=False),
-        Binding("space", "space", "a page down", show=False, tooltip="a page down; in a list of sessions, mark it"),
+        Binding("space", "space", "a page down", show=False, tooltip="a page down; where rows are marked, mark it"),
         Binding("home,g", "end(0)", "first", show=False),
         Binding("end,G", "end(1)", "last", show=False),
         Binding("enter", "choose", "open", show=False),
