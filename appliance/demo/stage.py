@@ -106,6 +106,7 @@ class Stage:
             '[serve]\ngit = "127.0.0.1:0"\nhttp = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\ndrain_timeout = "1s"',
             f'[refresh]\ninterval = "15s"\nstale_after = "1m"\nwebhook_secret_file = {json.dumps(str(secret))}',
             '[recording]\nretention = "30m"',
+            f'[backup]\nto = {json.dumps(str(self.place.root / "backup"))}\nevery = "1m"',
         ]
         for project in self.projects:
             lines.append(f"[[repos]]\nurl = {json.dumps(self._upstreams.url(project.name))}")

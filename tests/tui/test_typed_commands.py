@@ -69,7 +69,7 @@ def test_going_somewhere(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         await command(seen, WIDGETS)
         await seen.until(lambda: isinstance(seen.app.screen, RepositoryScreen), "it opens")
         await command(seen, "guests")
-        await seen.shows("4 guests")
+        await seen.shows("4 known")
         await command(seen, "help")
         await seen.shows("Everywhere")
 
