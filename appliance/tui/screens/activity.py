@@ -68,7 +68,7 @@ def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
             "CLIENT",
             lambda entry: client_cell(entry.client, entry.guest),
             9,
-            5,
+            4,
             15,
             order=lambda entry: entry.guest or entry.client,
         ),
@@ -169,8 +169,12 @@ class ActivityScreen(Opening):
         """Shows the chosen row beside the list, or not."""
         self.set_class(self.size.width >= VAST, "-vast")
         super().on_resize()
+        # Once it has its new width.
+        self.call_after_refresh(self._tell_aside)
 
     def _tell_aside(self) -> None:
+        if not self.has_widgets:
+            return
         row, aside = self.listing.row, self.query_one("#aside", Lines)
         if row is None or not aside.size.width:
             aside.show()

@@ -90,7 +90,7 @@ class NotesScreen(View):
     def on_notes_read(self, message: NotesRead) -> None:
         """Shows the list, and from the first time on the turn that was chosen."""
         entries = self.entries
-        entries.empty = "No turn has a note or an attachment: gitmirror_record --note KEY=VALUE --attach FILE"
+        entries.empty = "No turn has a note or an attachment."
         entries.show(message.rows)
         if self._turn is not None and (row := next((row for row in message.rows if row.turn == self._turn), None)):
             entries.select(entries.key(row))
