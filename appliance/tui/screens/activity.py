@@ -169,12 +169,13 @@ class ActivityScreen(Opening):
         """Shows the chosen row beside the list, or not."""
         self.set_class(self.size.width >= VAST, "-vast")
         super().on_resize()
-        # Once it has its new width.
-        self.call_after_refresh(self._tell_aside)
+
+    def on_lines_resized(self, event: Lines.Resized) -> None:
+        """Wraps what stands beside the list in its new width."""
+        if event.lines.id == "aside" and self.has_widgets:
+            self._tell_aside()
 
     def _tell_aside(self) -> None:
-        if not self.has_widgets:
-            return
         row, aside = self.listing.row, self.query_one("#aside", Lines)
         if row is None or not aside.size.width:
             aside.show()

@@ -127,8 +127,8 @@ def disk_lines(disk: Disk | None, pulse: dict[str, Any] | None, width: int, room
         lines.append((cell(f"   {count(disk.leases, 'lease')} of disks for VMs"), ()))
     gone = found["removed"]
     if gone["count"]:
-        words = f"{count(gone['count'], 'thing')}, {size(gone['bytes'])}, since the start"
-        lines += said(cell("   removed to make room: "), words, width)
+        words = f"{count(gone['count'], 'thing')}, {size(gone['bytes'])}"
+        lines += said(cell("   removed since the start: "), words, width)
     if found["next"]:
         lines.append((cell("   removed next, if room is needed", "dim"), ()))
     for thing in found["next"][:MOST_NAMED]:
