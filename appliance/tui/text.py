@@ -128,8 +128,9 @@ def percent(part: int, whole: int) -> str:
 
 
 def hydration_words(per_minute: int, warm: int, counted: int) -> str:
-    """Writes the hydrations of the last minute, and which share of those counted came from the cache."""
-    return f"{count(per_minute, 'hydration')} a minute, {percent(warm, counted)} from cache"
+    """Writes the hydrations of the last minute, and their hit ratio once any of them was counted."""
+    ratio = f", hit ratio {percent(warm, counted)}" if counted else ""
+    return f"{count(per_minute, 'hydration')} a minute{ratio}"
 
 
 def signed(sign: str, number: int) -> str:

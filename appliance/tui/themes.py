@@ -55,7 +55,7 @@ THEMES = (
     ),
     _theme(
         LIGHT, False, "#fbfbf9", "#24292f", "#f1f1ee",
-        "#1a7340", "#8a5a00", "#b3261e", "#66707a", "#1a5fa8", "#e6e8ea", "#cfe0f2", "#e2e9f0", "#9cc3ea",
+        "#1a7340", "#8a5a00", "#b3261e", "#59636d", "#1a5fa8", "#e6e8ea", "#cfe0f2", "#e2e9f0", "#9cc3ea",
         "#d9f2e0", "#fbdfdf", "#7a2fb0", "#22693a", "#9a4a00", "#1a4f9c",
     ),
 )  # fmt: skip

@@ -138,7 +138,7 @@ def test_damage_is_told_with_what_is_done_about_it(make_once: Make, monkeypatch:
     damaged = replace(views[0], state=State.DAMAGED, health=health)
     text = "\n".join(drawn(damage_lines([damaged, *views[1:]], NOW, 100)))
     assert f"■ {damaged.repo.name}: bad object 1234" in text and "healing goes on by itself" in text
-    assert "the longest ago 2h ago" in text and "not yet" in text
+    assert "the oldest read was 2h ago" in text and "not read in full yet: 4 of 5 mirrors" in text
 
 
 @pytest.mark.slow

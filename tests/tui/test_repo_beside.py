@@ -68,3 +68,26 @@ def test_details_are_read_once_the_cursor_rests(make_once: Make, monkeypatch: py
         assert read == []
 
     drive(Scene(make_once("scene", build)).app(monkeypatch), narrow, NARROW)
+
+
+@pytest.mark.slow
+def test_one_repository_has_its_other_lists_beside(make_once: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the one that is shown, on a terminal with room; its figures stand above at any width."""
+
+    async def script(seen: Seen) -> None:
+        await seen.settled()
+        seen.app.screen.query_one("#list").select(WIDGETS)  # type: ignore[attr-defined]
+        await seen.press("enter")
+        await seen.shows("14 refs, 384 MiB, 2 sessions, 5 hydrations a minute, hit ratio 86%")
+        if seen.app.size.width < 150:
+            await seen.settled()
+            assert "Hydrated last" not in seen.text and "from the command line" not in seen.text
+            return
+        await seen.shows("Hydrated last", "snapshot  vm-7", "30m ago  fix-login-timeout")
+        await seen.hides("Moved last")
+        await seen.press("tab", "tab")
+        await seen.shows("Moved last", "36m ago  main")
+        await seen.hides("Hydrated last")
+
+    for size in ((160, 48), NARROW):
+        drive(Scene(make_once("scene", build)).app(monkeypatch), script, size)

@@ -130,6 +130,8 @@ def test_a_wide_terminal_shows_the_chosen_row_beside_the_list(scene: Scene, monk
         await seen.settled()
         await seen.press("3")
         await seen.shows("Hydration from", "first byte", "asked for")
+        # In the width that it has from the first moment on, without waiting for the next second.
+        await seen.shows("because nobody")
         await seen.press("down")
         await seen.shows("Refresh of acme/infra")
         await seen.pilot.resize_terminal(149, 40)

@@ -175,6 +175,19 @@ def test_notes_and_attachments(noted: Scene, tmp_path: Path, monkeypatch: pytest
     drive(noted.app(monkeypatch), script, WIDE)
 
 
+def test_a_session_without_notes_says_how_there_would_be_some(noted: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In full, in the narrowest form that has the text beside the list."""
+
+    async def script(seen: Seen) -> None:
+        await seen.press("2")
+        await seen.settled()
+        seen.app.screen.query_one("#list").select((WIDGETS, LATER))  # type: ignore[attr-defined]
+        await seen.press("v")
+        await seen.shows("No turn has a note or an attachment.", "gitmirror_record --note KEY=VALUE --attach FILE")
+
+    drive(noted.app(monkeypatch), script, (120, 32))
+
+
 def test_what_is_shown_of_an_attachment() -> None:
     """Text up to a bound that may go through a character; no binary, nothing of nothing."""
     text, said = attachment_text(("é" * LIMIT).encode()[: LIMIT + 1])

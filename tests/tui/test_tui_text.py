@@ -27,7 +27,7 @@ from appliance.tui.text import (
     took,
     wrapped,
 )
-from appliance.tui.widgets.columns import GAP, Column, lay_out
+from appliance.tui.widgets.columns import EXTRA, GAP, Column, lay_out
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,18 @@ def test_columns_go_by_their_rank_and_never_stick_out() -> None:
         assert all(left[1] + left[2] + GAP == right[1] for left, right in itertools.pairwise(laid))
     assert [n for n, _, _ in lay_out(columns, 60)] == [0, 1, 2, 3, 4]
     assert [n for n, _, _ in lay_out(columns, 52)] == [0, 1, 2, 4]
+
+
+def test_a_name_is_whole_before_an_extra_column_is_shown() -> None:
+    """One of rank 5 or more has to wait until those of rank 0 have all they want."""
+    name, number, extra = (
+        Column[int]("NAME", lambda _: cell(""), 10, 0, 30),
+        Column[int]("NUMBER", lambda _: cell(""), 6, 4),
+        Column[int]("EXTRA", lambda _: cell(""), 5, EXTRA),
+    )
+    assert lay_out([name, number, extra], 44) == [(0, 0, 30), (1, 32, 6)]
+    assert lay_out([name, number, extra], 45) == [(0, 0, 30), (1, 32, 6), (2, 40, 5)]
+    assert lay_out([name, number, extra], 18) == [(0, 0, 10), (1, 12, 6)]
 
 
 def test_states_differ_without_colour() -> None:

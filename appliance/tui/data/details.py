@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from appliance.core.node.queries import NodeQueries
 from appliance.tui.data.activity import ActivityEntry, ActivityFeed, moved_words, seconds_of
@@ -31,8 +32,12 @@ class RepoDetails:
 def read_details(queries: NodeQueries, repo: str) -> RepoDetails:
     """Reads them, in a few milliseconds. Raises GitmirrorError."""
     refreshes = queries.refreshes(repo, REFRESHES)
-    moves = [(seconds_of(row["started_at"]), moved_words(row["moved"])) for row in refreshes if row["moved"]]
     feed = ActivityFeed()
     feed.fill(queries.hydrations(repo, READ), (), ())
     sessions = [SessionRow.of(row) for row in queries.sessions(repo, READ)[0]]
-    return RepoDetails(repo, moves[:READ], feed.rows, sessions, len(refreshes))
+    return RepoDetails(repo, moves_of(refreshes)[:READ], feed.rows, sessions, len(refreshes))
+
+
+def moves_of(refreshes: Iterable[Mapping[str, Any]]) -> list[tuple[float, str]]:
+    """When and what the refreshes moved, without those that moved nothing."""
+    return [(seconds_of(row["started_at"]), moved_words(row["moved"])) for row in refreshes if row["moved"]]

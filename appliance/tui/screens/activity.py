@@ -68,7 +68,7 @@ def activity_columns(*, with_repo: bool = True) -> list[Column[ActivityEntry]]:
             "CLIENT",
             lambda entry: client_cell(entry.client, entry.guest),
             9,
-            5,
+            4,
             15,
             order=lambda entry: entry.guest or entry.client,
         ),
@@ -169,6 +169,11 @@ class ActivityScreen(Opening):
         """Shows the chosen row beside the list, or not."""
         self.set_class(self.size.width >= VAST, "-vast")
         super().on_resize()
+
+    def on_lines_resized(self, event: Lines.Resized) -> None:
+        """Wraps what stands beside the list in its new width."""
+        if event.lines.id == "aside" and self.has_widgets:
+            self._tell_aside()
 
     def _tell_aside(self) -> None:
         row, aside = self.listing.row, self.query_one("#aside", Lines)

@@ -127,12 +127,14 @@ def disk_lines(disk: Disk | None, pulse: dict[str, Any] | None, width: int, room
         lines.append((cell(f"   {count(disk.leases, 'lease')} of disks for VMs"), ()))
     gone = found["removed"]
     if gone["count"]:
-        words = f"{count(gone['count'], 'thing')} of {size(gone['bytes'])} since the start, to make room"
-        lines += said(cell("   removed "), words, width)
-    for place, thing in enumerate(found["next"][:MOST_NAMED]):
+        words = f"{count(gone['count'], 'thing')}, {size(gone['bytes'])}"
+        lines += said(cell("   removed since the start: "), words, width)
+    if found["next"]:
+        lines.append((cell("   removed next, if room is needed", "dim"), ()))
+    for thing in found["next"][:MOST_NAMED]:
         whose = f" of {plain(thing['repo'])}" if thing["repo"] else ""
         words = f"{plain(thing['what'])}{whose}, {size(thing['bytes'])}"
-        lines += said(cell("   removed next, if room is needed: " if not place else "     "), words, width)
+        lines += said(cell("     "), words, width)
     return lines
 
 
@@ -173,10 +175,11 @@ def damage_lines(repos: Iterable[RepoView], now: float, width: int) -> list[Line
         lines.append((cell(" ● no mirror is known to be damaged", "good"), ()))
     whole = [view.health.verified_whole_at for view in mirrors if view.health.verified_whole_at]
     never = len(mirrors) - len(whole)
-    if mirrors:
-        words = f"the longest ago {span(now - min(whole))} ago" if whole else ""
-        unread = f"{never:,} of {count(len(mirrors), 'mirror')} not yet" if never else ""
-        lines += said(cell("   read in full, without a fault: "), "; ".join(filter(None, (words, unread))), width)
+    if whole:
+        words = f"{len(whole):,} of {count(len(mirrors), 'mirror')}, the oldest read was {span(now - min(whole))} ago"
+        lines += said(cell("   read in full, without a fault: "), words, width)
+    if never:
+        lines += said(cell("   not read in full yet: "), f"{never:,} of {count(len(mirrors), 'mirror')}", width)
     return lines
 
 

@@ -25,6 +25,8 @@ LIMIT = 256 * 2**10
 """The most bytes of an attachment that are shown."""
 LONGEST_LINE = 2000
 """Characters of a line that are shown, because a minified file is a single line."""
+HINT = "Agents add them: gitmirror_record --note KEY=VALUE --attach FILE"
+"""What is said where the text stands otherwise; it fits beside the list at 120 columns."""
 
 
 class NotesScreen(View):
@@ -90,7 +92,7 @@ class NotesScreen(View):
     def on_notes_read(self, message: NotesRead) -> None:
         """Shows the list, and from the first time on the turn that was chosen."""
         entries = self.entries
-        entries.empty = "No turn has a note or an attachment: gitmirror_record --note KEY=VALUE --attach FILE"
+        entries.empty = "No turn has a note or an attachment."
         entries.show(message.rows)
         if self._turn is not None and (row := next((row for row in message.rows if row.turn == self._turn), None)):
             entries.select(entries.key(row))
@@ -160,7 +162,7 @@ class NotesScreen(View):
         row, session, sessions = self.entries.row, self._session, self.context.sessions
         self.offer_keys()
         if row is None:
-            self._show("", "")
+            self._show("", HINT)
         elif not row.is_file:
             self._show("\n".join(wrapped(row.value, max(20, self.query_one("#text").size.width - 10), 1000)))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from appliance.core.node.queries import RepoView
 from appliance.tui.data.activity import HYDRATION, ActivityEntry
@@ -16,7 +17,7 @@ from appliance.tui.widgets.lines import Line
 
 WAY, WHO = 10, 9
 """Columns of the way of a hydration, and at least of its guest."""
-ROOMY = 60
+ROOMY = 76
 """The width from which on it is said what was asked for, and how much was sent."""
 UNCUT = 100_000
 """A width at which nothing is wrapped."""
@@ -34,16 +35,24 @@ def beside_lines(view: RepoView, details: RepoDetails, model: Model, width: int,
     rate = f"{model.rates.per_minute(name, now):,} a minute"
     ratio = f", hit ratio {percent(warm, counted)}" if counted else ""
     under_way = [row for row in model.activity.rows if row.open and row.kind == HYDRATION and row.repo == name]
-    hydrations = [_hydration(row, now, width) for row in (*under_way, *details.hydrations)]
+    known = replace(details, hydrations=[*under_way, *details.hydrations])
+    return [*lines, *detail_lines(view, known, now, width, height - len(lines), rate + ratio)]
+
+
+def detail_lines(
+    view: RepoView, details: RepoDetails, now: float, width: int, height: int, rate: str = "", without: str = ""
+) -> list[Line]:
+    """What happened last in at most `height` lines, all but what is told elsewhere, which is named `without`."""
+    hydrations = [_hydration(row, now, width) for row in details.hydrations]
     sessions = [_session(row, now) for row in details.sessions]
     moves = [(cell(f"   {span(now - at):>6} ago  {words}"), ()) for at, words in details.moves]
     still = f"nothing in the last {count(details.refreshes, 'refresh', 'refreshes')}"
-    sections: list[tuple[list[Line], Sequence[Line]]] = [
-        (heading("Moved last"), moves or [_nothing(details, still)]),
-        (heading("Hydrated last", rate + ratio), hydrations or [_nothing(details, "nobody in the last days")]),
-        (heading("Sessions", f"{view.health.sessions:,}"), sessions or [_nothing(details, "none")]),
-    ]  # fmt: skip
-    return [*lines, *_share_out(sections, height - len(lines))]
+    sections: dict[str, tuple[list[Line], Sequence[Line]]] = {
+        "refreshes": (heading("Moved last"), moves or [_nothing(details, still)]),
+        "hydrations": (heading("Hydrated last", rate), hydrations or [_nothing(details, "nobody in the last days")]),
+        "sessions": (heading("Sessions", f"{view.health.sessions:,}"), sessions or [_nothing(details, "none")]),
+    }
+    return _share_out([section for name, section in sections.items() if name != without], height)
 
 
 def _state(view: RepoView, lag: float | None, now: float, width: int) -> list[Line]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from appliance.core.events.fetch_progress import FetchProgress
-from appliance.core.models import State
+from appliance.core.models import RefText, State
 from appliance.core.node.queries import RepoView
 from appliance.tui.data.model import Model
 from appliance.tui.screens.marking import Marks
@@ -40,8 +40,8 @@ class RepoColumns:
             Column("CHECKED", self._checked, 7, 8, right=True, order=self._checked_age),
             Column("SIZE", self._size, 8, 3, right=True, order=lambda view: view.health.size),
             Column("SESSIONS", self._sessions, 8, 2, right=True, order=lambda view: view.health.sessions),
-            Column("HYDRATIONS", self._rate, 10, 3, right=True, order=self._per_minute),
-            Column("FROM CACHE", self._hits, 6, 4, right=True, short="CACHED", order=self._share),
+            Column("HYDRATIONS", self._rate, 12, 3, 14, right=True, order=self._per_minute),
+            Column("HIT RATIO", self._hits, 9, 4, right=True, order=self._share),
         ]  # fmt: skip
 
     @staticmethod
@@ -106,11 +106,26 @@ class RepoColumns:
 
     def _rate(self, view: RepoView) -> Cell:
         rate = self._per_minute(view)
-        return cell(f"{rate:,}/min" if rate else "", "accent")
+        return cell(f"{rate:,} a minute" if rate else "", "accent")
 
     def _hits(self, view: RepoView) -> Cell:
         warm, counted = self.model.rates.hits(view.repo.name)
         return cell(percent(warm, counted) if counted else "")
+
+
+def ref_columns(clock: Callable[[], float]) -> list[Column[RefText]]:
+    """The columns of a list of refs."""
+    return [
+        Column("REF", _ref_name, 20, 0, 40, order=lambda row: row.ref),
+        Column("COMMIT", lambda row: cell(row.oid[:10], "accent"), 10, 1, order=lambda row: row.oid),
+        Column("AGE", lambda row: cell(span(clock() - row.at)), 6, 0, right=True, order=lambda row: -row.at),
+        Column("SUBJECT", lambda row: cell(row.subject), 16, 2, grows=True, order=lambda row: row.subject.lower()),
+    ]
+
+
+def _ref_name(row: RefText) -> Cell:
+    kind, _, name = row.ref.removeprefix("refs/").partition("/")
+    return ((f"{'tag ' if kind == 'tags' else ''}", "dim"), (name, "strong"))
 
 
 def explain(

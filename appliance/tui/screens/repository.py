@@ -7,32 +7,37 @@ from typing import Any, ClassVar, TypeVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Container
 
 from appliance.core.models import ALLOWED, RefText
 from appliance.core.node.queries import RepoView
 from appliance.tui.context import Context, OpenDiff
 from appliance.tui.data.activity import ActivityEntry, ActivityFeed
+from appliance.tui.data.details import RepoDetails, moves_of
 from appliance.tui.data.facts import ref_facts
 from appliance.tui.data.follower import RATES, REPOS, SERVE, TIME
 from appliance.tui.data.messages import HydrationsRead, ReadFailed, RefreshesRead, RefsRead, SessionsRead
 from appliance.tui.data.rows import SessionRow
 from appliance.tui.data.session_query import Found, parse_query
-from appliance.tui.screens.activity import activity_columns, text_of
+from appliance.tui.screens.activity import VAST, activity_columns, text_of
 from appliance.tui.screens.opening import Opening
 from appliance.tui.screens.repo_actions import REPO_KEYS, RepoActions
-from appliance.tui.screens.repo_columns import explain
+from appliance.tui.screens.repo_beside import detail_lines
+from appliance.tui.screens.repo_columns import explain, ref_columns
 from appliance.tui.screens.session_columns import SessionColumns
 from appliance.tui.screens.session_list import SessionList
 from appliance.tui.screens.session_marking import SESSION_MARK_KEYS, SessionMarking
 from appliance.tui.text import Cell, Piece, cell, count, hydration_words, origin, size, span
 from appliance.tui.widgets.lines import Line, Lines
-from appliance.tui.widgets.listing import Column, Listing
+from appliance.tui.widgets.listing import Listing
 from appliance.tui.widgets.plot import Plot
 
 Shown = TypeVar("Shown")
 
 TABS = ("refreshes", "refs", "hydrations", "sessions")
 READ = 500
+ASIDE = 50
+"""The most rows of each other list that are shown beside."""
 _SOURCES = {"config": "from the config", ALLOWED: "brought by a guest"}
 """Where a repository comes from, if not from the command line."""
 
@@ -80,28 +85,21 @@ class RepositoryScreen(RepoActions, SessionMarking, Opening):
         refreshes, hydrations = columns[:1] + columns[2:4] + columns[5:6], columns[:1] + columns[2:]
         lists: tuple[Listing[Any], ...] = (
             Listing(refreshes, lambda row: row.key, empty="reading…", id="refreshes"),
-            Listing(self._ref_columns(), lambda row: row.ref, empty="reading…", id="refs"),
+            Listing(ref_columns(self.model.clock), lambda row: row.ref, empty="reading…", id="refs"),
             Listing(hydrations, lambda row: row.key, empty="reading…", id="hydrations"),
             Listing(sessions, lambda row: row.name, empty="reading…", marks=True, id="sessions"),
         )
-        for listing in lists:
-            listing.display = listing.id == TABS[0]
-            yield listing
+        with Container(id="both"):
+            with Container(id="lists"):
+                for listing in lists:
+                    listing.display = listing.id == TABS[0]
+                    yield listing
+            yield Lines(id="aside")
 
-    def _ref_columns(self) -> list[Column[RefText]]:
-        return [
-            Column("REF", self._ref_name, 20, 0, 40, order=lambda row: row.ref),
-            Column("COMMIT", lambda row: cell(row.oid[:10], "accent"), 10, 1, order=lambda row: row.oid),
-            Column(
-                "AGE", lambda row: cell(span(self.model.clock() - row.at)), 6, 0, right=True, order=lambda row: -row.at
-            ),
-            Column("SUBJECT", lambda row: cell(row.subject), 16, 2, grows=True, order=lambda row: row.subject.lower()),
-        ]
-
-    @staticmethod
-    def _ref_name(row: RefText) -> Cell:
-        kind, _, name = row.ref.removeprefix("refs/").partition("/")
-        return ((f"{'tag ' if kind == 'tags' else ''}", "dim"), (name, "strong"))
+    @property
+    def has_widgets(self) -> bool:
+        """Whether the widgets exist, the lists in their containers, too."""
+        return super().has_widgets and bool(self.query("#sessions")) and bool(self.query("#aside"))
 
     @property
     def chosen(self) -> RepoView | None:
@@ -191,6 +189,7 @@ class RepositoryScreen(RepoActions, SessionMarking, Opening):
         if not self._hydrations.read:
             self._hydrations.fill(message.hydrations, (), ())
         self._show_hydrations()
+        self._tell()
 
     def on_sessions_read(self, message: SessionsRead) -> None:
         """Shows its sessions."""
@@ -252,12 +251,15 @@ class RepositoryScreen(RepoActions, SessionMarking, Opening):
         self._tell()
 
     def on_resize(self) -> None:
-        """Draws the plot again in the new width."""
+        """Draws the plot again in the new width; on a wide terminal, the other lists stand beside the one shown."""
+        self.set_class(self.size.width >= VAST, "-vast")
         super().on_resize()
         self.call_after_refresh(self._draw)
 
     def _draw(self) -> None:
-        self.query_one(Plot).draw(self._recent, self.model.clock())
+        if self.has_widgets:
+            self.query_one(Plot).draw(self._recent, self.model.clock())
+            self._tell()
 
     def _show_refreshes(self) -> None:
         activity = ActivityFeed()
@@ -291,14 +293,15 @@ class RepositoryScreen(RepoActions, SessionMarking, Opening):
         listing.show([row for row in rows if all(word in text(row) for word in words)] if words else rows)
 
     def _tell(self) -> None:
-        view, model = self.chosen, self.model
+        view, model, why = self.chosen, self.model, self.query_one("#why", Lines)
         if view is None:
-            gone = cell(f" ◇ {self.repo} is not registered", "warn"), ()
-            self.query_one("#why", Lines).show(gone)
+            why.show((cell(f" ◇ {self.repo} is not registered", "warn"), ()))
             self.query_one("#facts", Lines).show()
         else:
-            why = self.query_one("#why", Lines)
-            why.show(*explain(view, model.lag(view), model.clock(), why.size.width, model.clone_of(view)))
+            lines = explain(view, model.lag(view), model.clock(), why.size.width, model.clone_of(view))
+            why.styles.height = len(lines)
+            why.show(*lines)
+            self._tell_aside(view)
             self.query_one("#facts", Lines).show(*self._facts(view))
         tabs: list[Piece] = [(" ", "")]
         for place, word in enumerate(TABS):
@@ -311,6 +314,14 @@ class RepositoryScreen(RepoActions, SessionMarking, Opening):
         if isinstance(row := self.listing.row, (ActivityEntry, SessionRow)) and (who := origin(row.client, row.guest)):
             hint = f"{who}  {hint}"
         self.query_one("#tabs", Lines).show((tuple(tabs), cell(hint, "dim")))
+
+    def _tell_aside(self, view: RepoView) -> None:
+        aside, feed = self.query_one("#aside", Lines), self._hydrations
+        if width := aside.size.width:
+            moves, sessions = moves_of(self._refreshes), self.session_list.rows[:ASIDE]
+            known = RepoDetails(self.repo, moves, feed.rows[:ASIDE], sessions, len(self._refreshes), feed.read)
+            now, height, shown = self.model.clock(), aside.size.height + 1, TABS[self._tab]
+            aside.show(*detail_lines(view, known, now, width, height, without=shown)[1:])
 
     def _facts(self, view: RepoView) -> list[Line]:
         health, model = view.health, self.model
@@ -326,7 +337,8 @@ class RepositoryScreen(RepoActions, SessionMarking, Opening):
         )
         private = "private, " if view.private else ""
         source = f"{private}{_SOURCES.get(view.repo.source, 'from the command line')} "
-        return [(commit, age), (cell(numbers), cell(source, "dim"))]
+        has_room = len(numbers) + len(source) < self.size.width
+        return [(commit, age), (cell(numbers), cell(source if has_room else "", "dim"))]
 
 
 def _no_match(words: str) -> str:

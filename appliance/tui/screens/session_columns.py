@@ -38,7 +38,7 @@ class SessionColumns:
             Column(
                 "SIZE", lambda session: cell(size(session.bytes), "dim"), 8, 6, right=True, order=lambda row: row.bytes
             ),
-            Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 5, 21, order=_who),
+            Column("CLIENT", lambda session: client_cell(session.client, session.guest), 9, 4, 21, order=_who),
             # Names of nodes often differ only at their end.
             *([Column("NODE", _node, 8, 2, 20, tail=True, order=lambda row: row.node or "")] if with_node else []),
             Column("STATE", lambda session: cell(fate(session), "accent"), 10, 7, order=fate),

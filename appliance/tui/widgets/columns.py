@@ -12,13 +12,16 @@ Row = TypeVar("Row")
 
 GAP = 2
 """The blank columns between two columns."""
+EXTRA = 5
+"""Columns of at least this rank are shown only where those of rank 0, which say what a row is, have all they want."""
 
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
     """A column of at least `least` characters, up to `most` if there is room, and beyond if it `grows`.
 
-    Where not all columns fit, those with the highest `rank` are left out first. A text that is too long loses its end,
+    Where not all columns fit, those with the highest `rank` are left out first, and those of rank `EXTRA` or more as
+    soon as one of rank 0 would have less than its `most`. A text that is too long loses its end,
     or its beginning if the `tail` is more informative, as in a path. The `short` title is a shorter word that stands
     where the title has no room. `order` gives what rows are sorted by when the heading is clicked, the least first.
     """
@@ -86,7 +89,7 @@ class Sorting(Generic[Row]):
 def lay_out(columns: Sequence[Column[Any]], width: int) -> list[tuple[int, int, int]]:
     """Returns index, x and width of each column that is shown. Columns of rank 0 always are."""
     chosen = list(range(len(columns)))
-    while sum(columns[n].least + GAP for n in chosen) - GAP > width:
+    while _needed([columns[n] for n in chosen]) > width:
         rank = max(columns[n].rank for n in chosen)
         if rank == 0:
             break
@@ -109,3 +112,10 @@ def lay_out(columns: Sequence[Column[Any]], width: int) -> list[tuple[int, int, 
         laid.append((n, x, widths[n]))
         x += widths[n] + GAP
     return laid
+
+
+def _needed(columns: Sequence[Column[Any]]) -> int:
+    """The width that is needed to show these."""
+    has_extra = any(column.rank >= EXTRA for column in columns)
+    wanted = (max(each.least, each.widest) if has_extra and each.rank == 0 else each.least for each in columns)
+    return sum(width + GAP for width in wanted) - GAP

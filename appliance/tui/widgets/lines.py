@@ -34,6 +34,12 @@ class Lines(Widget):
         index: int
         text: str
 
+    @dataclass
+    class Resized(Message):
+        """The widget has another width or height, for which its lines may be wrapped otherwise."""
+
+        lines: Lines
+
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"tone--{tone}" for tone in TONES}
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
@@ -51,6 +57,10 @@ class Lines(Widget):
         for y in range(max(len(before), len(lines))):
             if y >= len(before) or y >= len(lines) or before[y] != lines[y]:
                 self.refresh(Region(0, y, self.size.width, 1))
+
+    def on_resize(self) -> None:
+        """Tells that there is more or less room."""
+        self.post_message(self.Resized(self))
 
     def on_click(self, event: events.Click) -> None:
         """Tells which piece was clicked."""

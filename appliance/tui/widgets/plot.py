@@ -11,6 +11,8 @@ EIGHTHS = " ▁▂▃▄▅▆▇█"
 MARKS = {"failed": ("✗", "bad"), "moved": ("▲", "accent")}
 LABEL = 9
 """Columns of the scale on the left."""
+WIDEST = 4
+"""Columns that a bar takes at most, where there are more than refreshes."""
 
 
 class Plot(Lines):
@@ -25,14 +27,17 @@ class Plot(Lines):
             self.show((cell(" No refresh has ended yet.", "dim"), ()))
             return
         top = max(seconds for _, seconds, _ in shown) or 1.0
+        wide = min(WIDEST, width // len(shown))
         lines: list[Line] = []
         for row in range(height, 0, -1):
             label = took(top) if row == height else ""
             pieces: list[Piece] = [(f"{label:>{LABEL - 1}} ", "dim")]
-            pieces += [(_bar(seconds / top * height, row), _tone(result)) for _, seconds, result in shown]
+            pieces += [(_bar(seconds / top * height, row) * wide, _tone(result)) for _, seconds, result in shown]
             lines.append((tuple(pieces), ()))
         marks: list[Piece] = [(" " * LABEL, "")]
-        marks += [MARKS.get(result, ("·", "dim")) for _, _, result in shown]
+        for _, _, result in shown:
+            shape, tone = MARKS.get(result, ("·", "dim"))
+            marks.append((f"{shape:^{wide}}", tone))
         lines.append((tuple(marks), ()))
         words: Cell = (
             (" " * LABEL, ""),
