@@ -68,11 +68,11 @@ def test_a_commit_a_hydration_and_a_recording_appear_at_once(node: Node) -> None
             return seen.line(f"▌{WIDGETS}").partition("│")[0]
 
         def rate() -> list[str]:
-            return re.findall("[0-9]+/min", row())
+            return re.findall("[0-9]+ a minute", row())
 
         before = rate()
         await after(seen, lambda: node.guest("another"), lambda: rate() != before, "its rate")
-        sessions = lambda: re.search("iB +1 +[0-9]+/min", row()) is not None  # noqa: E731
+        sessions = lambda: re.search("iB +1 +[0-9]+ a minute", row()) is not None  # noqa: E731
         await after(seen, lambda: node.record(guest, "live-1"), sessions, "its sessions")
         await seen.press("3")
         await seen.shows("▲ recorded", "depth 1", "↓ moved")
