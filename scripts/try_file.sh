@@ -11,12 +11,14 @@ set -euo pipefail
 pyz=$(realpath "${1:?which file? usage: ${0##*/} FILE}")
 work=$(mktemp -d "${TMPDIR:-/tmp}/gitmirror-try-file.XXXXXX")
 serve="" doing=""
+# The end of a step that failed is told here, where its own output does not go.
+exec 3>&2
 
 clean_up() {
     local status=$?
     if [ "$status" -ne 0 ] && [ -n "$doing" ]; then
-        echo "failed   $doing" >&2
-        cat "$work/output" "$work/log" >&2
+        echo "failed   $doing" >&3
+        cat "$work/output" "$work/log" >&3
     fi
     if [ -n "$serve" ]; then
         kill "$serve" 2>/dev/null || true

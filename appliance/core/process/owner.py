@@ -146,8 +146,9 @@ def refuse_strangers(layout: Layout) -> None:
         if state.exists():
             closed = None if os.access(state, os.X_OK) else state
             # With `disk_group`, everybody may pass.
+            # Its owner is no stranger: the database is what needs mending then, and whoever opens it says so.
             if closed is None and database.exists() and not os.access(database, os.R_OK):
-                closed = database
+                closed = None if database.stat().st_uid == os.geteuid() else database
     except PermissionError:
         # So is a directory above it.
         closed = state

@@ -320,7 +320,8 @@ gitmirror__begin() {
     began=$now
     # This is not always `$$`, because `$$` is the caller if the kit was sourced.
     kit=$$ kit_born=''
-    ! gitmirror__look self || kit=$pid kit_born=$start
+    # An emulator (qemu-user) invents what a process reads of itself, so another one looks up the start time.
+    ! gitmirror__look self || { kit=$pid && kit_born=$(gitmirror__look "$kit" && echo "$start") || kit_born=''; }
 }
 
 # git:// cannot carry a token, so only HTTP is used for the mirror. git gets the token through its environment, for this
