@@ -4,8 +4,8 @@
     .venv/bin/python scripts/screenshots.py
     .venv/bin/python scripts/screenshots.py --only diff guests
 
-The seed and the time for which the demo runs are fixed, so two runs differ only by ids, addresses and times. `wide` is
-the start screen at 160x48, for the README. To look at the demo itself, run `gitmirror.pyz demo`.
+The seed and the time for which the demo runs are fixed, so two runs differ only by ids, addresses and
+times. To look at the demo itself, run `gitmirror.pyz demo`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from appliance.tui.app import STARTS, Tui  # noqa: E402
 from tests.support.gitutil import wait_until  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
-USUAL, WIDE = (118, 32), (160, 48)
+SIZE = (118, 32)
 SEED = 7
 RUNS = 75.0
 """Seconds for which the demo has run at least: several sessions have three turns, and one is being recorded."""
@@ -58,12 +58,12 @@ class Camera:
         """Whether a picture is wanted."""
         return not self.only or name in self.only
 
-    async def take(self, name: str, keys: Keys, size: tuple[int, int] = USUAL) -> None:
+    async def take(self, name: str, keys: Keys) -> None:
         """Opens the view, presses the keys, and writes what it shows."""
         if not self.wants(name):
             return
         app = Tui(NodeQueries(Node(self.place.layout, load_config(self.place.config), create=False)))
-        async with app.run_test(size=size) as pilot:
+        async with app.run_test(size=SIZE) as pilot:
             await _settle(pilot)
             for key in keys:
                 await pilot.press(*(key.removeprefix("=") if key.startswith("=") else [key]))
@@ -121,14 +121,12 @@ async def take_all(camera: Camera, layout: Layout) -> None:
 
     longest: dict[str, Any] = await asyncio.to_thread(wait_until, is_worth_it, timeout=300, interval=1.0)
     show: Callable[..., Awaitable[None]] = camera.take
-    await show("wide", (), WIDE)
     await show("repositories", ())
     await show("repository", ("slash", f"={REPOSITORY}", "enter", "enter"))
     await show("sessions", ("2",))
     await show("diff", ("2", "slash", f"={longest['session']}", "enter", "enter"))
     await show("activity", ("3",))
-    if "node" in STARTS:
-        await show("node", (str(list(STARTS).index("node") + 1),))
+    await show("node", (str(list(STARTS).index("node") + 1),))
     await show("guests", (str(list(STARTS).index("guests") + 1),))
 
 

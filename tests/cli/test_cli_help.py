@@ -367,7 +367,7 @@ READING = (
     "refreshes", "storage", "guests", "token list", "api-token list", "fleet status", "egress", "guest-kit",
     "doctor", "verify", "config show", "disks", "refresh", "session show o/r s", "session diff o/r s",
     "session keep o/r s", "heal o/r", "session checkout o/r s DIR", "token revoke 1", "guest remove vm-7",
-    "audit accept-loss", "backup DIR",
+    "backup DIR",
 )  # fmt: skip
 
 
