@@ -55,7 +55,8 @@ def configured(request: pytest.FixtureRequest, serve_factory: ServeFactory, two:
         serve.start()
         serve.wait_for_repo(WIDGETS)
     else:
-        serve.cli("repos")
+        # Reading makes nothing, so a command that may make the state directory puts the list into the database.
+        serve.cli("enable", WIDGETS)
     return serve
 
 
