@@ -144,7 +144,14 @@ def test_somebody_else_is_told_whose_it_is(serve: Serve, owner: pwd.struct_passw
         assert "Traceback" not in done.stderr and str(serve.state) in done.stderr and "user" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["status", "repos", "sessions", "audit", "add-repo https://127.0.0.1:1/a/b"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("repos", "sessions", "audit")),
+        "add-repo https://127.0.0.1:1/a/b",
+    ],
+)
 def test_a_user_who_may_not_enter_learns_what_to_do(serve: Serve, owner: pwd.struct_passwd, command: str) -> None:
     """A node's state directory is closed to other users: they get an error and a hint instead of a traceback."""
     serve.cli("repos")

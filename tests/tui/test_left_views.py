@@ -30,8 +30,10 @@ class SlowFailure:
 
 @pytest.mark.parametrize(
     ("of", "read", "keys"),
-    [(NodeQueries, "refs", ("enter",)), (Sessions, "files", ("2", "enter"))],
-    ids=["repository", "diff"],
+    [
+        pytest.param(NodeQueries, "refs", ("enter",), id="repository", marks=pytest.mark.slow),
+        pytest.param(Sessions, "files", ("2", "enter"), id="diff"),
+    ],
 )
 def test_what_fails_after_a_view_was_left_does_no_harm(
     make_once: Make, monkeypatch: pytest.MonkeyPatch, of: type[Any], read: str, keys: tuple[str, ...]

@@ -30,7 +30,8 @@ async def click(seen: Seen, words: str, line: int | None = None) -> None:
     await seen.settled()
 
 
-@pytest.mark.parametrize("size", [(80, 24), pytest.param((140, 40), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(80, 24), (140, 40)])
 def test_tabs_and_keys(scene: Scene, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     """A tab by its number or its name; a key does what it does, even while a filter is typed."""
 

@@ -76,6 +76,7 @@ def test_going_somewhere(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     drive(scene.app(monkeypatch), script)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_and_what_is_right(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong command, option, repository, session, number of arguments, or quote."""
 
