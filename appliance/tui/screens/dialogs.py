@@ -13,6 +13,7 @@ from textual.widgets import Button, Input, Label, Static
 
 from appliance.core.units import parse_duration
 from appliance.tui.text import plain
+from appliance.tui.widgets.scrolling import SCROLL_KEYS, Scrolling
 
 CANCEL = ""
 
@@ -21,18 +22,13 @@ Fact = tuple[str, str]
 """The name of something known of a row, and its text, which may have many lines."""
 
 
-class Whole(ModalScreen[None]):
+class Whole(Scrolling, ModalScreen[None]):
     """Shows one row whole; `copy` puts a text on the terminal's clipboard."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter", "close", "close"),
         Binding("y", "copy", "copy", tooltip="copy all of it"),
-        Binding("up,k", "scroll(-1)", "up", show=False),
-        Binding("down,j", "scroll(1)", "down", show=False),
-        Binding("pageup,ctrl+b", "page(-1)", "a page up", show=False),
-        Binding("pagedown,ctrl+f,space", "page(1)", "a page down", show=False),
-        Binding("home,g", "edge(0)", "first line", show=False),
-        Binding("end,G", "edge(1)", "last line", show=False),
+        *SCROLL_KEYS,
     ]
 
     def __init__(self, title: str, facts: Sequence[Fact], copy: Callable[[str], None]) -> None:
@@ -58,12 +54,13 @@ class Whole(ModalScreen[None]):
             yield Label("y copies all of it · escape closes", classes="hint")
 
     @property
-    def _body(self) -> VerticalScroll:
+    def scrolled(self) -> VerticalScroll:
+        """The facts."""
         return self.query_one(VerticalScroll)
 
     def on_mount(self) -> None:
         """Focuses what scrolls."""
-        self._body.focus()
+        self.scrolled.focus()
 
     def action_close(self) -> None:
         """Goes back."""
@@ -72,21 +69,6 @@ class Whole(ModalScreen[None]):
     def action_copy(self) -> None:
         """Copies all of it."""
         self._copy(self.text)
-
-    def action_scroll(self, by: int) -> None:
-        """Scrolls by lines."""
-        self._body.scroll_relative(y=by, animate=False)
-
-    def action_page(self, by: int) -> None:
-        """Scrolls by pages."""
-        self._body.scroll_relative(y=by * max(1, self._body.size.height - 1), animate=False)
-
-    def action_edge(self, last: int) -> None:
-        """Scrolls to the first or the last line."""
-        if last:
-            self._body.scroll_end(animate=False)
-        else:
-            self._body.scroll_home(animate=False)
 
 
 class Ask(ModalScreen[str]):

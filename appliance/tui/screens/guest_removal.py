@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from appliance.core.node.running import RunningNode
 from appliance.tui.context import Context
 from appliance.tui.data.batch import Order
 from appliance.tui.data.traffic import GuestLine
 from appliance.tui.screens.dialogs import CANCEL, Ask
-from appliance.tui.screens.marking import Marking, Marks
+from appliance.tui.screens.marking import ListMarking
 from appliance.tui.text import count
 from appliance.tui.widgets.listing import Listing
 
 
-class GuestRemoval(Marking):
+class GuestRemoval(ListMarking):
     """The marks on the guests of `listing`, and the key that removes guests."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._marks = Marks(lambda line: line.name)
+        super().__init__(context, lambda line: line.name)
 
     @property
     def listing(self) -> Listing[GuestLine]:
@@ -34,19 +32,9 @@ class GuestRemoval(Marking):
         raise NotImplementedError
 
     @property
-    def marks(self) -> Marks:
-        """The marks."""
-        return self._marks
-
-    @property
-    def markable(self) -> Listing[Any]:
-        """The list of guests."""
-        return self.listing
-
-    @property
     def marked(self) -> Sequence[GuestLine]:
         """The marked guests that are still there."""
-        return [line for line in self.lines if self._marks.has(line)] if self._marks.keys else []
+        return [line for line in self.lines if self.marks.has(line)] if self.marks.keys else []
 
     def action_remove(self) -> None:
         """Removes the marked guests, or without marks the one under the cursor, after asking for confirmation."""

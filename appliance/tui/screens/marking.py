@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
-from textual.screen import ModalScreen
-from textual.widgets import Label
 
+from appliance.tui.context import Context
 from appliance.tui.data.batch import Batch, Order, carry_out
 from appliance.tui.screens.dialogs import CANCEL, Ask
 from appliance.tui.screens.view import View
-from appliance.tui.text import Piece, plain
+from appliance.tui.text import Piece
 from appliance.tui.widgets.listing import Listing
 
 MARK_KEYS: list[BindingType] = [
@@ -166,26 +163,29 @@ class Marking(View):
                 self.context.say(said(word, len(batch.done)))
             if batch.failed:
                 lines = [f"{name}: {error.message} {error.hint}".strip() for name, error in batch.failed]
-                self.context.ask(Failures(f"{len(batch.failed):,} of {total:,} not {word}", lines), lambda _: None)
+                self.show_whole(f"{len(batch.failed):,} of {total:,} not {word}", [("why", "\n".join(lines))])
 
         self.context.loader.act_on_all(word, work, finished)
 
 
-class Failures(ModalScreen[None]):
-    """Shows why orders on several things failed, a line each."""
+class ListMarking(Marking):
+    """The marks on the rows of `listing`, the one list of the view."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q", "dismiss", "close")]
+    def __init__(self, context: Context, key: Callable[[Any], Hashable]) -> None:
+        super().__init__(context)
+        self._marks = Marks(key)
 
-    def __init__(self, title: str, lines: Sequence[str]) -> None:
-        super().__init__()
-        self._title_text = plain(title)
-        self._lines = [plain(line) for line in lines]
+    @property
+    def listing(self) -> Listing[Any]:
+        """The list."""
+        raise NotImplementedError
 
-    def compose(self) -> ComposeResult:
-        """Yields the title and the lines, which scroll."""
-        with Vertical(classes="dialog"):
-            yield Label(self._title_text, classes="question", markup=False)
-            with VerticalScroll(classes="failures"):
-                for line in self._lines:
-                    yield Label(line, markup=False)
-            yield Label("↑ ↓ scroll · escape closes", classes="hint")
+    @property
+    def marks(self) -> Marks:
+        """The marks."""
+        return self._marks
+
+    @property
+    def markable(self) -> Listing[Any]:
+        """The list."""
+        return self.listing

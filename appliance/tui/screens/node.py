@@ -32,6 +32,7 @@ from appliance.tui.screens.node_lines import (
 from appliance.tui.screens.view import WIDE, View
 from appliance.tui.text import Piece, cell
 from appliance.tui.widgets.lines import Line, Lines
+from appliance.tui.widgets.scrolling import SCROLL_KEYS, Scrolling
 
 DISK_EVERY, FIGURES_EVERY = 5, 10
 """Beats between two reads."""
@@ -43,7 +44,7 @@ class NodePage(VerticalScroll, can_focus=True, inherit_bindings=False):
     """Scrolls by the keys of the view and by the mouse."""
 
 
-class NodeScreen(View):
+class NodeScreen(Scrolling, View):
     """Shows plots over time, and in words everything else that is to be known of the node."""
 
     heading = "Node"
@@ -51,12 +52,7 @@ class NodeScreen(View):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("t", "span", "time span", tooltip="plots over ten minutes, an hour or a day"),
         Binding("r", "check", "check again", tooltip="run every check of doctor again"),
-        Binding("up,k", "scroll_page(-1)", "up", show=False),
-        Binding("down,j", "scroll_page(1)", "down", show=False),
-        Binding("pageup,ctrl+b", "page(-1)", "a page up", show=False),
-        Binding("pagedown,ctrl+f,space", "page(1)", "a page down", show=False),
-        Binding("home,g", "end(0)", "the top", show=False),
-        Binding("end,G", "end(1)", "the bottom", show=False),
+        *SCROLL_KEYS,
     ]
 
     def __init__(self, context: Context) -> None:
@@ -84,7 +80,7 @@ class NodeScreen(View):
         return super().has_widgets and bool(self.query("#facts"))
 
     @property
-    def page(self) -> NodePage:
+    def scrolled(self) -> NodePage:
         """What scrolls."""
         return self.query_one("#page", NodePage)
 
@@ -101,11 +97,11 @@ class NodeScreen(View):
 
     def on_mount(self) -> None:
         """Focuses the page."""
-        self.page.focus()
+        self.scrolled.focus()
 
     def focus_body(self) -> None:
         """Moves the focus back to the page."""
-        self.page.focus()
+        self.scrolled.focus()
 
     def reread(self) -> None:
         """Reads everything again, because something may have been put right."""
@@ -176,18 +172,6 @@ class NodeScreen(View):
         self._read_figures()
         self._tell()
 
-    def action_scroll_page(self, by: int) -> None:
-        """Scrolls by lines."""
-        self.page.scroll_relative(y=by, animate=False)
-
-    def action_page(self, by: int) -> None:
-        """Scrolls by pages, which overlap by one line."""
-        self.page.scroll_relative(y=by * max(1, self.page.size.height - 1), animate=False)
-
-    def action_end(self, last: int) -> None:
-        """Scrolls to the top or the bottom."""
-        self.page.scroll_to(y=self.page.max_scroll_y if last else 0, animate=False)
-
     def _read_disk(self) -> None:
         queries = self.context.queries
         self.context.loader.read("disk", self, lambda: DiskRead(queries.disk()))
@@ -199,7 +183,7 @@ class NodeScreen(View):
         self.context.loader.read("figures", self, lambda: FiguresRead(name, queries.figures(name)))
 
     def _tell(self) -> None:
-        model, width, height = self.model, self.page.scrollable_content_region.width, self.page.size.height
+        model, width, height = self.model, self.scrolled.scrollable_content_region.width, self.scrolled.size.height
         if not width:
             return
         rates, now = model.rates, model.clock()

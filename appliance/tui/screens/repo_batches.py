@@ -13,18 +13,17 @@ from appliance.core.node.queries import RepoView
 from appliance.tui.context import Context
 from appliance.tui.data.batch import Batch, Order
 from appliance.tui.screens.dialogs import CANCEL, Ask
-from appliance.tui.screens.marking import Marking, Marks
+from appliance.tui.screens.marking import ListMarking
 from appliance.tui.screens.repo_actions import RepoActions
 from appliance.tui.text import count, size
 from appliance.tui.widgets.listing import Listing
 
 
-class RepoBatches(RepoActions, Marking):
+class RepoBatches(RepoActions, ListMarking):
     """The actions on the marked repositories of `listing`; without marks, on the one under the cursor."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._marks = Marks(lambda view: view.repo.name)
+        super().__init__(context, lambda view: view.repo.name)
 
     @property
     def listing(self) -> Listing[RepoView]:
@@ -32,19 +31,9 @@ class RepoBatches(RepoActions, Marking):
         raise NotImplementedError
 
     @property
-    def marks(self) -> Marks:
-        """The marks."""
-        return self._marks
-
-    @property
-    def markable(self) -> Listing[Any]:
-        """The list of repositories."""
-        return self.listing
-
-    @property
     def marked(self) -> Sequence[RepoView]:
         """The marked repositories, in the order in which they were."""
-        return [self.model.repos[str(key)] for key in self._marks.keys if key in self.model.repos]
+        return [self.model.repos[str(key)] for key in self.marks.keys if key in self.model.repos]
 
     def named(self, binding: Binding) -> str:
         """The word for what the key would do now, to the marked ones if there are any."""

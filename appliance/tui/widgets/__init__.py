@@ -1,9 +1,10 @@
 """What screens are made of, drawn line by line.
 
 - `listing`: a list of rows with a cursor, and `columns`: what it shows of a row, and by what it is sorted.
-- `diffview`: the diff of one file. `command_line`: the line on which commands are typed.
+- `diffview`: the diff of one file. `command_line`: the line on which commands are typed. `scrolling`: the keys by
+  which a text is scrolled.
 - `lines`: some lines of text, each with a left and a right part. Built on it: `top` (tabs, and the state of serve),
-  `keys` (the available keys) and `plot` (refreshes as bars).
+  `keys` (the available keys), `plot` (refreshes as bars) and `chart` (a figure over time).
 
 A row: a screen calls `Listing.show` with the rows in order. The list keeps its cursor on the same row, scrolls so that
 it stays where it was on screen, and renders the cells of the rows that can be seen. It compares them with what is

@@ -14,12 +14,13 @@ from textual.strip import Strip
 
 from appliance.tui.data.rows import DiffLine
 from appliance.tui.text import fit, plain
+from appliance.tui.widgets.scrolling import SCROLL_KEYS, Scrolling
 
 STEP = 16
 """Columns that the text moves sideways at a key."""
 
 
-class DiffView(ScrollView, can_focus=True):
+class DiffView(Scrolling, ScrollView, can_focus=True):
     """Shows the lines it was given last."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -28,12 +29,7 @@ class DiffView(ScrollView, can_focus=True):
         "tone--code-string", "tone--code-number", "tone--code-name",
     }  # fmt: skip
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "step(-1)", "up", show=False),
-        Binding("down,j", "step(1)", "down", show=False),
-        Binding("pageup,ctrl+b", "page(-1)", "a page up", show=False),
-        Binding("pagedown,ctrl+f,space", "page(1)", "a page down", show=False),
-        Binding("home,g", "end(0)", "first", show=False),
-        Binding("end,G", "end(1)", "last", show=False),
+        *SCROLL_KEYS,
         Binding("left", "shift(-1)", "to the left", show=False),
         Binding("right", "shift(1)", "to the right", show=False),
     ]
@@ -47,6 +43,11 @@ class DiffView(ScrollView, can_focus=True):
         self._words = ""
         self._matches: list[int] = []
         self._match = 0
+
+    @property
+    def scrolled(self) -> DiffView:
+        """Itself."""
+        return self
 
     @property
     def text(self) -> str:
@@ -97,18 +98,6 @@ class DiffView(ScrollView, can_focus=True):
         room = max(1, self.scrollable_content_region.width - 2 * self._digits - 5)
         if not self._aside <= at <= self._aside + room - cell_len(self._words):
             self._aside = max(0, at - room // 2) if at + cell_len(self._words) > room else 0
-
-    def action_step(self, by: int) -> None:
-        """Scrolls by lines."""
-        self.scroll_to(y=self.scroll_offset.y + by, animate=False)
-
-    def action_page(self, by: int) -> None:
-        """Scrolls by pages, which overlap by one line."""
-        self.scroll_to(y=self.scroll_offset.y + by * max(1, self.size.height - 1), animate=False)
-
-    def action_end(self, last: int) -> None:
-        """Scrolls to the first or the last line."""
-        self.scroll_to(y=len(self._lines) if last else 0, animate=False)
 
     def action_shift(self, by: int) -> None:
         """Moves the text sideways, as far as its longest line goes."""
