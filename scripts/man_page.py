@@ -40,7 +40,7 @@ FILES = {
 EXIT_STATUS = {
     "0": "Success.",
     "1": "Failure.",
-    "2": "Wrong usage or configuration; nothing was changed.",
+    "2": "Wrong usage or configuration, or an unknown repository; nothing was changed.",
     "3": "Something is stale, failing, damaged or broken, or pushes are off.",
     "4": "The command needs serve, and it is not running.",
 }

@@ -125,7 +125,7 @@ def completion_script(shell: str, program: str, more: Sequence[str] = ()) -> str
 
 def program_of(argv0: str) -> str:
     """Returns what a shell can run as this program, given its `sys.argv[0]`."""
-    return argv0 if argv0.endswith(".py") is False and shutil.which(argv0) else NAMES[0]
+    return argv0 if not argv0.endswith(".py") and shutil.which(argv0) else NAMES[0]
 
 
 def installed_scripts(program: Path) -> dict[Path, bytes]:
