@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ NOW = 1769860800.0
 """2026-01-31 12:00:00 UTC."""
 WIDGETS = "acme/widgets"
 LONG = "an-organisation-with-a-long-name/a-repository-with-a-long-name"
+Make = Callable[[str, Callable[[Path], object]], Path]
+"""Makes something on disk once for all workers, by its name, as the fixture `make_once` does."""
 PULSE: dict[str, Any] = {
     "serving": True,
     "pid": 4711,

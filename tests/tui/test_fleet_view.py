@@ -12,8 +12,7 @@ from appliance.tui.screens.session_columns import SessionColumns
 from appliance.tui.screens.session_list import SessionList
 from appliance.tui.widgets.lines import Lines
 from tests.tui.drive import Seen, drive
-from tests.tui.scene import PULSE, Scene, build
-from tests.tui.test_guests_view import Make
+from tests.tui.scene import PULSE, Make, Scene, build
 
 
 def node(name: str, **differs: Any) -> dict[str, Any]:

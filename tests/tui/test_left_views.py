@@ -11,8 +11,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.node.queries import NodeQueries
 from appliance.core.node.sessions import Sessions
 from tests.tui.drive import Seen, drive
-from tests.tui.scene import WIDGETS, Scene, build
-from tests.tui.test_guests_view import Make
+from tests.tui.scene import WIDGETS, Make, Scene, build
 
 
 class SlowFailure:

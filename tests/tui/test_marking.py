@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +22,9 @@ from tests.support.generate import add_commit
 from tests.support.gitutil import git
 from tests.tui.conftest import Node
 from tests.tui.drive import NARROW, Seen, drive, make_app
-from tests.tui.scene import NOW, Scene, build
+from tests.tui.scene import NOW, Make, Scene, build
 
 FIRST, SECOND, LATER, ELSEWHERE = "fix-login-timeout", "a-session-with-a", "later", "elsewhere"
-Make = Callable[[str, Callable[[Path], object]], Path]
 
 
 def build_more(state: Path) -> None:

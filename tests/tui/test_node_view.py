@@ -15,8 +15,7 @@ from appliance.tui.screens.node_lines import backup_lines, damage_lines
 from appliance.tui.widgets.chart import SCALE, Chart, bar_lines, time_line
 from appliance.tui.widgets.lines import Line, Lines
 from tests.tui.drive import NARROW, Seen, drive
-from tests.tui.scene import NOW, PULSE, STORAGE, FixedQueries, Scene, build
-from tests.tui.test_guests_view import Make
+from tests.tui.scene import NOW, PULSE, STORAGE, FixedQueries, Make, Scene, build
 
 
 def drawn(lines: list[Line]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +18,10 @@ from appliance.core.models import State
 from appliance.tui.screens import diff
 from appliance.tui.widgets.listing import Listing
 from tests.tui.drive import Seen, drive
-from tests.tui.scene import BROKEN, LONG, TRANSFERS, WIDGETS, Scene, build, build_empty, remake
+from tests.tui.scene import BROKEN, LONG, TRANSFERS, WIDGETS, Make, Scene, build, build_empty, remake
 
 PICTURES = Path(__file__).with_name("pictures")
 NORMAL, SMALL = (120, 32), (80, 24)
-Make = Callable[[str, Callable[[Path], object]], Path]
 Step = tuple[str, Sequence[str]]
 
 WALK: list[Step] = [

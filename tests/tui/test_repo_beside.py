@@ -9,8 +9,7 @@ import pytest
 from appliance.tui.screens import repositories
 from appliance.tui.widgets.lines import Lines
 from tests.tui.drive import NARROW, Seen, drive
-from tests.tui.scene import WIDGETS, FixedQueries, Scene, build
-from tests.tui.test_guests_view import Make
+from tests.tui.scene import WIDGETS, FixedQueries, Make, Scene, build
 
 
 def beside(seen: Seen) -> str:

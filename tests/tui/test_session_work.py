@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,10 @@ from appliance.tui.widgets.listing import Listing
 from tests.conftest import WIDGETS
 from tests.tui.conftest import Node
 from tests.tui.drive import NARROW, WIDE, Seen, drive, make_app
-from tests.tui.scene import NOW, Scene
+from tests.tui.scene import NOW, Make, Scene
 from tests.tui.test_marking import FIRST, LATER, build_more, mark
 from tests.tui.test_session_list import row
 
-Make = Callable[[str, Callable[[Path], object]], Path]
 DAY = 86_400.0
 
 

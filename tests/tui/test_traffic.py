@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,10 +19,8 @@ from tests.serving.conftest import BIG, SETTLED
 from tests.serving.conftest import big_bare as big_bare
 from tests.support.upstream import HttpUpstream
 from tests.tui.drive import Seen, drive, make_app
-from tests.tui.scene import NOW, PULSE, TRANSFERS, Scene, build_empty
+from tests.tui.scene import NOW, PULSE, TRANSFERS, Make, Scene, build_empty
 from tests.tui.test_guests_view import build_many, names
-
-Make = Callable[[str, Callable[[Path], object]], Path]
 
 
 def ended(number: int, **facts: Any) -> dict[str, Any]:
