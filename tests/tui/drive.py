@@ -15,6 +15,7 @@ from appliance.core.layout import Layout
 from appliance.core.node.node import Node
 from appliance.core.node.queries import NodeQueries
 from appliance.tui.app import Tui
+from appliance.tui.screens.view import View
 from tests.support.serve import Serve
 
 NARROW, WIDE = (80, 24), (130, 36)
@@ -81,11 +82,14 @@ class Seen:
         """Waits until nothing is being read, and nothing on screen changes."""
         before = ""
         deadline = time.monotonic() + 60
-        while self.app.context.loader.busy or self.text != before:
+        while self.app.context.loader.busy or self._is_waiting() or self.text != before:
             assert time.monotonic() < deadline, f"it never settles\n{self.text}"
             before = self.text
             await asyncio.sleep(0.05)
             await self.pilot.pause()
+
+    def _is_waiting(self) -> bool:
+        return isinstance(self.app.screen, View) and self.app.screen.is_waiting
 
     def line(self, words: str) -> str:
         """The first line with these words."""

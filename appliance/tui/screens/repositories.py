@@ -99,7 +99,7 @@ class RepositoriesScreen(RepoBatches):
         if REPOS in news:
             self.context.follower.look_at(self.listing.visible_rows())
         # Not while the cursor moves: its rest brings about a read.
-        if TIME in news and self._resting is None and time.monotonic() - self._read_at > DETAILS_EVERY:
+        if TIME in news and not self.is_waiting and time.monotonic() - self._read_at > DETAILS_EVERY:
             self._read_details()
 
     def happened(self, events: list[dict[str, Any]]) -> None:
@@ -117,6 +117,11 @@ class RepositoriesScreen(RepoBatches):
     def is_beside(self) -> bool:
         """Whether the chosen repository stands beside the list."""
         return self.size.width >= BESIDE
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the details are to be read once the cursor has rested."""
+        return self._resting is not None
 
     def _read_details(self) -> None:
         """Reads what only the chosen repository shows, if there is room to show it."""

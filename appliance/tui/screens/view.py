@@ -239,5 +239,10 @@ class View(Screen[None]):
         """Whether the widgets exist, so that news can be shown."""
         return bool(self.query("#keys"))
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something is to be read in a moment, once the cursor rests."""
+        return False
+
     def happened(self, events: list[dict[str, Any]]) -> None:
         """Takes the events that arrived, oldest first."""
