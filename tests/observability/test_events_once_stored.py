@@ -29,7 +29,8 @@ from appliance.core.recording.quota import Quota
 from appliance.core.recording.turns import TurnRecorder
 from appliance.core.store import write_behind
 from appliance.core.store.audit import AuditLog
-from appliance.core.store.database import BUSY_SECONDS, StoreError
+from appliance.core.store.database import StoreError
+from appliance.core.store.faults import BUSY_SECONDS
 from appliance.core.store.write_behind import TELL_WITHIN, WriteBehind, once_stored
 from tests.conftest import WIDGETS, ServeFactory
 from tests.serving.conftest import SETTLED

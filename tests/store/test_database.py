@@ -9,12 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from appliance.core.store import database as database_module
 from appliance.core.store.database import Database, DatabaseLost, StoreError, rows
+from appliance.core.store.faults import BUSY_SECONDS
 from appliance.core.store.migrations import MIGRATIONS
 from tests.support.serve import ROOT
 
@@ -155,6 +157,23 @@ def test_a_writer_waits_for_its_turn(path: Path) -> None:
     thread.join()
     other.close()
     assert names(database) == ["o/r"]
+
+
+def test_a_writer_that_waits_for_another_process_keeps_no_reader_waiting(path: Path) -> None:
+    """A list or a push's checks come between, although there is one connection for all."""
+    database, other = Database(path), sqlite3.connect(path, isolation_level=None)
+    add_row(database, "o/r")
+    other.execute("BEGIN IMMEDIATE")
+    writer = threading.Thread(target=add_row, args=(database, "o/s"))
+    writer.start()
+    began = time.monotonic()
+    while (read_for := time.monotonic() - began) < 1:
+        assert names(database) == ["o/r"] and writer.is_alive()
+    assert read_for < BUSY_SECONDS / 2, "a reader waited as long as the writer did"
+    other.execute("ROLLBACK")
+    writer.join()
+    other.close()
+    assert names(database) == ["o/r", "o/s"]
 
 
 def test_a_writer_that_waited_long_enough_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from appliance.core.layout import Layout
 from appliance.core.store.chain import contains, newest_event
-from appliance.core.store.database import BUSY_SECONDS, Database, DatabaseLost, StoreError, fault_of_file
+from appliance.core.store.database import Database, DatabaseLost, StoreError
+from appliance.core.store.faults import BUSY_SECONDS, fault_of_file
 from appliance.core.store.remedies import remedy
 from appliance.core.store.stores import Stores
 from appliance.core.store.told import Head, ToldHead

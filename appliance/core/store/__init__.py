@@ -1,7 +1,7 @@
 """Everything that is stored in SQLite, in one file with a write-ahead log.
 
-- `database`: opens the file, migrates it, and provides transactions. `migrations` and `first_migrations` are its
-  numbered steps, declared with `steps`.
+- `database`: opens the file, migrates it, and provides transactions; `faults`: what its errors mean. `migrations` and
+  `first_migrations` are its numbered steps, declared with `steps`.
 - `registry` (repositories), `health` (the state of each mirror, and the history of refreshes), `audit` and `chain` (the
   hash-chained log of pushes), `sessions` (sessions and turns), `activity` (hydrations), `tokens` (of guests,
   for private mirrors), `api_tokens` (of programs), `alerts`, `trusted_time` (the newest that retention relied on).

@@ -1,8 +1,8 @@
 """The SQLite file: opening it, its migrations, its transactions, and readable errors.
 
-There is one connection, used by one thread at a time; a search has one of its own while it runs. Every write is a
-`BEGIN IMMEDIATE`, because the default deferred BEGIN of a read-then-write fails at once under load ("database is
-locked") instead of waiting for its turn.
+There is one connection, used by one thread at a time; a search has one of its own while it runs. A write that waits for
+another process lets readers use it meanwhile. Every write is a `BEGIN IMMEDIATE`, because the default deferred BEGIN of
+a read-then-write fails at once under load ("database is locked") instead of waiting for its turn.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from appliance.core.errors import GitmirrorError, NotServing
+from appliance.core.store.faults import BUSY_SECONDS, fault_of_file, is_busy, is_damage, is_refused
 
 if TYPE_CHECKING:
     import sqlite_utils
 
-BUSY_SECONDS = 30.0
+TURN_SECONDS = 0.1
+"""Seconds for which a write waits for another process before readers of this one have their turn."""
 
 
 class StoreError(GitmirrorError):
@@ -106,15 +109,20 @@ class Database:
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite_utils.Database]:
         """The connection inside one IMMEDIATE transaction, which any error rolls back whole. Raises StoreError."""
-        with self._lock, self._readable_errors():
-            connection = self._checked()
-            connection.conn.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.rollback()
-                raise
-            connection.commit()
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            with self._lock, self._readable_errors():
+                connection = self._checked()
+                if _begin(connection.conn, may_wait=time.monotonic() < deadline):
+                    try:
+                        yield connection
+                    except BaseException:
+                        connection.rollback()
+                        raise
+                    connection.commit()
+                    return
+            # The lock is not a fair one: who gives it back and takes it at once keeps it.
+            time.sleep(TURN_SECONDS / 10)
 
     def examine(self) -> None:
         """Checks the whole file for damage, and updates `damage`. Takes 0.1 s for 25 MB. Never raises.
@@ -250,10 +258,10 @@ class Database:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            if _is_damage(error):
+            if is_damage(error):
                 self.damage = _damaged(self.path, str(error))
                 raise self.damage from error
-            if _is_refused(error) and not _is_ours(self.path.parent):
+            if is_refused(error) and not _is_ours(self.path.parent):
                 raise MayNotWrite(
                     f"this user may not write the database {self.path}",
                     hint="members of its group change the node through a running serve: start it, or run the command "
@@ -277,29 +285,18 @@ def _only_one(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def fault_of_file(path: Path, check: str = "quick_check") -> str | None:
-    """Reads all of a database and returns what is wrong with its structure; None if nothing is.
-
-    `integrity_check` also compares the indices with their tables. Raises sqlite3.Error if it cannot be read.
-    """
-    uri = f"file:{quote(str(path))}?mode=rw"
+def _begin(connection: sqlite3.Connection, *, may_wait: bool) -> bool:
+    """Begins a transaction that writes. Returns whether it did: not if another one goes on, unless that is an error."""
+    connection.execute(f"PRAGMA busy_timeout = {TURN_SECONDS * 1000:.0f}")
     try:
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as connection:
-            found = [str(row[0]) for row in connection.execute(f"PRAGMA {check}(1)")]
-    except sqlite3.Error as error:
-        if _is_damage(error):
-            return str(error)
-        raise
-    return None if found == ["ok"] else " ".join(found[0].split())
-
-
-def _is_damage(error: Exception) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _is_refused(error: Exception) -> bool:
-    """Whether the user may not write, as SQLite says it."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if not may_wait or not is_busy(error):
+            raise
+        return False
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
+    return True
 
 
 def _is_ours(directory: Path) -> bool:
