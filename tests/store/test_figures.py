@@ -89,17 +89,25 @@ def test_only_slots_that_are_surely_stored_are_read(tmp_path: Path) -> None:
     assert [at for at, _ in store.read(SPANS["10m"], NOW + 3.0).starts()][-1] == NOW - 2 * STEP
 
 
-def test_the_table_stays_small_whatever_the_clock_does(tmp_path: Path) -> None:
-    """Slots that are old in their resolution go, and so do those of a clock that was ahead."""
+@pytest.mark.parametrize("jump", [400 * 86_400, -400 * 86_400])
+def test_a_wrong_clock_costs_no_history_and_the_table_stays_small(tmp_path: Path, jump: int) -> None:
+    """Slots go when there are enough others, and first those that are farthest from now."""
     now = float(NOW)
     database = Database(tmp_path / "db")
     store = FigureStore(database, lambda: now)
-    days = list(range(NOW - 100_000, NOW, STEP))
-    store.add([(at, Figures(hydrations=1)) for at in [*days, NOW + 400 * 86_400]])
-    with database.reading() as connection:
-        [found] = rows(connection, "SELECT count(*) AS count, max(at) AS newest FROM figures")
-    assert found["newest"] < NOW and found["count"] == sum(kept // step for step, kept in KEPT.items())
-    now += 5 * 86_400
-    store.add([(int(now), Figures())])
-    with database.reading() as connection:
-        assert len(rows(connection, "SELECT * FROM figures")) == len(KEPT)
+    store.add([(at, Figures(hydrations=1)) for at in range(NOW - 100_000, NOW, STEP)])
+
+    def stored() -> list[int]:
+        with database.reading() as connection:
+            return [row["at"] for row in rows(connection, "SELECT at FROM figures ORDER BY at")]
+
+    assert len(stored()) == sum(KEPT.values())
+    assert store.read(SPANS["1d"], NOW).total().hydrations >= 8_634
+    now += jump
+    store.add([(int(now), Figures(hydrations=1))])
+    assert int(now) in stored() and len(stored()) == sum(KEPT.values())
+    now -= jump
+    assert store.read(SPANS["1d"], NOW).total().hydrations >= 8_634
+    now += 60
+    store.add([(int(now), Figures(hydrations=1))])
+    assert NOW + jump not in stored() and len(stored()) == sum(KEPT.values())

@@ -1,7 +1,7 @@
 """The history of the node's figures: what was hydrated and refreshed in each slot of time, at falling resolution.
 
-A slot is stored twice, in steps of ten seconds and of a minute, and each copy has its own age at which it is deleted.
-So nothing needs to be summed up later, and the table never has more than a few thousand rows.
+A slot is stored twice, in steps of ten seconds and of a minute, and of each step a number of slots is kept. So nothing
+needs to be summed up later, and the table never has more than a few thousand rows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from appliance.core.store.histogram import DurationHistogram
 
 STEP = 10
 """Seconds in the finest slots. Every other step is a multiple of it."""
-KEPT = {STEP: 4_200, 60: 90_000}
-"""For how many seconds the slots of each step are kept: a little over an hour, and a little over a day."""
+KEPT = {STEP: 420, 60: 1_500}
+"""How many slots of each step are kept: a little over an hour, and a little over a day."""
 STORED_WITHIN = 8.0
 """Seconds after the end of a slot by which it is stored; a reader looks no closer to now."""
 
@@ -66,6 +66,9 @@ class Figures:
 
 _COUNTS = ("hydrations", "warm", "missed", "bytes", "refreshes", "failures")
 _COLUMNS = ("step", "at", *_COUNTS, "times")
+_EVICT = """DELETE FROM figures WHERE step = :step AND at IN (
+    SELECT at FROM figures WHERE step = :step ORDER BY abs(at - :now) DESC
+    LIMIT max(0, (SELECT count(*) FROM figures WHERE step = :step) - :kept))"""
 _REPLACE = f"INSERT OR REPLACE INTO figures ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' for _ in _COLUMNS)})"
 
 
@@ -124,11 +127,11 @@ class FigureStore:
                     for row in rows(connection, "SELECT * FROM figures WHERE step = ? AND at = ?", step, at):
                         figures.merge(_figures(row))
                 connection.conn.executemany(_REPLACE, [_row(step, at, figures) for at, figures in merged.items()])
+            # Those farthest from now go, and only for others that come. By an age alone, one slot with the clock days
+            # ahead or behind would delete the whole history.
             now = self._clock()
-            # What lies ahead was counted by a clock that was wrong.
             connection.conn.executemany(
-                "DELETE FROM figures WHERE step = ? AND (at < ? OR at > ?)",
-                [(step, now - kept, now + step) for step, kept in KEPT.items()],
+                _EVICT, [{"step": step, "now": now, "kept": kept} for step, kept in KEPT.items()]
             )
 
     def read(self, span: FigureSpan, now: float) -> FigureSeries:
