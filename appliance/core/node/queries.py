@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -73,6 +74,7 @@ class NodeQueries:
     def __init__(self, node: Node, clock: Callable[[], float] = time.time) -> None:
         self.node = node
         self.clock = clock
+        self._opening = threading.Lock()
         self._stores: Stores | None = None
         self._private: tuple[float, tuple[int, ...], frozenset[int]] | None = None
         self._meter = UsageMeter(node.layout)
@@ -243,9 +245,10 @@ class NodeQueries:
         return storage_document(usage, packs, self.node.layout.state, self.node.config.storage.budget)
 
     def _open(self) -> Stores:
-        if self._stores is None:
-            self._stores = open_stores(self.node.layout, create=False)
-        return self._stores
+        with self._opening:
+            if self._stores is None:
+                self._stores = open_stores(self.node.layout, create=False)
+            return self._stores
 
 
 def _updated(health: Health, sessions: int, cloning: bool) -> Health:
