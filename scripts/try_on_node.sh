@@ -2,12 +2,12 @@
 # Tests gitmirror.pyz on a real node: boots a fresh system with systemd, python3 and git in a container, installs the
 # file there, and then uses, kills, stops, upgrades and breaks it. Prints one line for each check.
 #
-#     scripts/try_on_node.sh [--base DIR] [PYZ]        # default: dist/gitmirror.pyz, built first
+#     scripts/try_on_node.sh [--suite SUITE] [--base DIR] [PYZ]        # default: dist/gitmirror.pyz, built first
 #
 # Needs root, debootstrap and systemd-nspawn (on Debian: apt-get install debootstrap systemd-container), and the
-# package mirror that apt on this machine uses. --base keeps the fresh system in DIR for the next run; without it
-# the system is created each time, which takes most of the time. The container has its own loopback, so no port of
-# this machine is used. Exits with 1 when a check fails.
+# package mirror that apt on this machine uses. --suite names another release, for example trixie. --base keeps the
+# fresh system in DIR for the next run; without it the system is created each time, which takes most of the time. The
+# container has its own loopback, so no port of this machine is used. Exits with 1 when a check fails.
 set -euo pipefail
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -21,12 +21,13 @@ fail() {
 }
 
 outside() {
-    local base="" pyz="" here
+    local base="" pyz="" suite="" here
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     while [ $# -gt 0 ]; do
         case $1 in
             --base) base=${2:?--base needs a directory}; shift 2 ;;
-            -*) fail "unknown option $1; usage: ${0##*/} [--base DIR] [PYZ]" ;;
+            --suite) suite=${2:?--suite needs a release}; shift 2 ;;
+            -*) fail "unknown option $1; usage: ${0##*/} [--suite SUITE] [--base DIR] [PYZ]" ;;
             *) pyz=$1; shift ;;
         esac
     done
@@ -44,10 +45,10 @@ outside() {
     trap clean_up EXIT
     trap 'exit 130' INT TERM
     if [ -z "$base" ]; then
-        make_system "$work/node"
+        make_system "$work/node" "$suite"
     else
         if [ ! -e "$base/usr/bin/git" ]; then
-            make_system "$base.new"
+            make_system "$base.new" "$suite"
             rm -rf "$base"
             mv "$base.new" "$base"
         fi
@@ -89,7 +90,8 @@ UNIT
     [ "$(cat "$work/trial/verdict")" = passed ]
 }
 
-# Creates a minimal system of the same release, and from the same package mirror, as apt on this machine.
+# Creates a minimal system from the package mirror of apt on this machine, and of its release unless another is named.
+# Usage: make_system DIR [SUITE]
 make_system() {
     local found mirror release
     # shellcheck disable=SC2016  # these are apt's placeholders
@@ -97,6 +99,7 @@ make_system() {
         awk '$1 == "Debian" || $1 == "Ubuntu" { if ($3 !~ /-/) { print $2, $3; exit } }')
     [ -n "$found" ] || fail "apt has no package lists of a Debian or Ubuntu release: run apt-get update"
     read -r mirror release <<<"$found"
+    release=${2:-$release}
     echo "creating a $release node"
     if ! debootstrap --variant=minbase --include="$packages" "$release" "$1" "$mirror" >"$work/debootstrap" 2>&1; then
         tail -n 20 "$work/debootstrap" >&2
@@ -536,6 +539,23 @@ moves_to_a_bridge() {
     clones /srv/loopback
 }
 
+listens_where_told() {
+    rm -r /etc/systemd/system/gitmirror-git.socket.d
+    /trial/gitmirror.pyz install --now --listen 172.16.0.1
+    git ls-remote http://172.16.0.1:9419/acme/project refs/heads/main
+    git ls-remote git://172.16.0.1:9418/acme/project refs/heads/main
+    clones /srv/listening
+    # An install that names no address keeps this one.
+    /trial/gitmirror.pyz install --now
+    git ls-remote git://172.16.0.1:9418/acme/project refs/heads/main
+    /trial/gitmirror.pyz install --now --listen 127.0.0.1
+    clones /srv/loopback_alone
+    if git ls-remote git://172.16.0.1:9418/acme/project; then
+        echo "it still listens there"
+        return 1
+    fi
+}
+
 journal_is_clean() {
     # The serve that the watchdog killed left a stack too, but under another heading.
     if journalctl -q --no-pager -o cat -u gitmirror.service | grep --after-context=12 '^Traceback'; then
@@ -596,6 +616,7 @@ inside() {
     check "a guest starts the service through its sockets" starts_by_a_guest
     check "a listener can be turned off" turns_off
     check "another address, on a bridge created later" moves_to_a_bridge
+    check "install --listen adds an address, keeps it, and takes it back" listens_where_told
     check "no traceback in the journal" journal_is_clean
     check "uninstall leaves nothing" removes
     if [ "$failures" = 0 ]; then
