@@ -63,7 +63,7 @@ def make_upstream(root: Path, size: int) -> HttpUpstream:
 
 @dataclass
 class Traffic:
-    """Guests that fetch and push one after the other until they are stopped, and what failed of that."""
+    """Guests that fetch and push, a few in a second, until they are stopped, and what failed of that."""
 
     serve: Serve
     place: Path
@@ -98,6 +98,7 @@ class Traffic:
             else:
                 self.turns.append(commit)
             self.done += 1
+            self._stop.wait(0.3)
 
     def go_on(self) -> None:
         """Wait until a few more guests came, and require that all got what they wanted."""

@@ -226,17 +226,17 @@ def test_a_pack_of_kilobytes_that_unpacks_to_gigabytes(node: Node, tmp_path: Pat
     size = 480 * 2**20
     deflate = zlib.compressobj(1)
     zeros = b"".join(deflate.compress(bytes(2**20)) for _ in range(size // 2**20))
+    all_zeros = hashlib.sha1(b"blob %d\0" % (size + 1))
+    for _ in range(size // 2**20):
+        all_zeros.update(bytes(2**20))
     objects, entries = [], []
     for number in range(10):
         tail = b"%d" % number
-        packer = deflate.copy()
+        packer, digest = deflate.copy(), all_zeros.copy()
         body = zeros + packer.compress(tail) + packer.flush()
-        digest = hashlib.sha1(b"blob %d\0" % (size + len(tail)))
-        for _ in range(size // 2**20):
-            digest.update(bytes(2**20))
         digest.update(tail)
         entries.append(b"100644 f%d\0" % number + digest.digest())
-        objects.append((size + len(tail), body))
+        objects.append((size + 1, body))
     tree = b"".join(entries)
     commit = commit_of(oid(b"tree", tree), node.tip)
     commit_id = oid(b"commit", commit).hex()

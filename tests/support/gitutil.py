@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Protocol, TypeVar
 
 DATE = "1700000000 +0000"
 """Author and committer date of every commit made with `clean_env` (git's raw form)."""
@@ -88,7 +88,19 @@ def run_process(
     return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
 
 
-def kill_group(process: subprocess.Popen[bytes]) -> None:
+class Leader(Protocol):
+    """A process that leads its process group: a `subprocess.Popen`, or what the fork server started."""
+
+    pid: int
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+    stderr: IO[bytes] | None
+
+    def wait(self) -> int:
+        """Wait for its exit code."""
+
+
+def kill_group(process: Leader) -> None:
     """Kill the process group that `process` leads, even if it is stopped, and reap `process`."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -194,16 +206,18 @@ def wait_until(
 ) -> _T:
     """Call `predicate` every `interval` seconds until it is truthy and return that value.
 
+    What takes long to ask, such as a command, is asked half of the time only: what it waits for needs the processor.
     Raises AssertionError with `message` (and the last value) after `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while True:
+        began = time.monotonic()
         value = predicate()
         if value:
             return value
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {timeout} s: {message or predicate} (last value: {value!r})")
-        time.sleep(interval)
+        time.sleep(max(interval, min(time.monotonic() - began, 1.0)))
 
 
 def _pair(line: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from click.testing import CliRunner
@@ -24,6 +24,7 @@ from appliance.cli.main import cli
 from appliance.core.api.client import call
 from appliance.core.errors import NotServing
 from appliance.core.layout import Layout
+from tests.support.forked import ForkedProcess, can_fork, run_forked
 from tests.support.gitutil import clean_env, git, git_result, kill_group, run_process, wait_until
 from tests.support.processes import processes_of
 
@@ -109,7 +110,7 @@ class Serve:
         self.env = {**clean_env(self.home), **defaults, **(env or {})}
         self.options = _ANY_PORTS if options is None else list(options)
         self.ready: Ready | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
         self._stdout = state.with_name(f"{state.name}.out")
         self._stderr = state.with_name(f"{state.name}.err")
         self._kept: list[tuple[str, int]] = []
@@ -136,16 +137,8 @@ class Serve:
         assert not self.running, "serve is already running"
         wait_until(self._hold_ports, timeout=90, message=f"the ports {self._kept} are free")
         before = self._stdout.stat().st_size if self._stdout.exists() else 0
-        with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr:
-            process = subprocess.Popen(
-                self._argv("serve", *self.options),
-                cwd=self.cwd,
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
+        with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr, open(os.devnull, "rb") as nothing:
+            process = self._popen(self._argv("serve", *self.options), nothing, stdout, stderr)
         self._process = process
 
         def look() -> bool:
@@ -300,7 +293,12 @@ class Serve:
         Raises CommandFailed when the exit code is not 0, unless `check` is False.
         """
         data = None if input is None else input.encode()
-        raw = run_process(self._argv(*args), cwd=self.cwd, env=self.env, input=data, timeout=timeout)
+        argv = self._argv(*args)
+        if can_fork(self.command, self.env):
+            words = argv[len(self.command) :]
+            raw = run_forked(words, cwd=self.cwd, env=self.env, input=data, timeout=timeout)
+        else:
+            raw = run_process(argv, cwd=self.cwd, env=self.env, input=data, timeout=timeout)
         done = subprocess.CompletedProcess(raw.args, raw.returncode, raw.stdout.decode(), raw.stderr.decode())
         if check and done.returncode:
             raise CommandFailed(done)
@@ -362,6 +360,16 @@ class Serve:
             return found == oid if code == 0 else oid is None
 
         wait_until(look, timeout=timeout, message=f"{ref} of {name} is at {oid}")
+
+    def _popen(
+        self, argv: list[str], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]
+    ) -> subprocess.Popen[bytes] | ForkedProcess:
+        if can_fork(self.command, self.env):
+            argv = argv[len(self.command) :]
+            return ForkedProcess(argv, env=self.env, cwd=self.cwd, files=(stdin, stdout, stderr))
+        return subprocess.Popen(
+            argv, cwd=self.cwd, env=self.env, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+        )
 
     def _argv(self, *args: str) -> list[str]:
         return [*self.command, "--state", str(self.state), "--config", str(self.config), *args]

@@ -1,0 +1,96 @@
+"""Becomes `python -m appliance` again and again: it has imported everything, and forks for each process asked for.
+
+Importing takes half a second of the processor, and the tests start thousands. What is forked is a process like any
+other, with a session, files, environment and working directory of its own; `forked` is the side that asks. Tests of
+how the program starts, and of the built file, start it anew.
+
+It is run as `python -m tests.support.fork_server FD`. On that socket each request is a packet with four descriptors: a
+socket for this process alone, stdin, stdout and stderr. There it reads a JSON object with `argv`, `env`, `cwd` and
+`umask`, and answers with the pid, and with the exit status once there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+import appliance.__main__
+import appliance.cli.main
+import appliance.core.daemon.service
+
+LARGEST = 1 << 20
+"""Bytes of a request."""
+
+
+def wait_to_become_one(control: socket.socket) -> None:
+    """Returns in each forked process, as that process. In the server, does not return before `control` is closed."""
+    woken, wake = os.pipe()
+    for end in (woken, wake):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    asking: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([control.fileno(), woken], [], [])
+        if woken in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(woken, 4096)
+        _tell_ends(asking)
+        if control.fileno() not in ready:
+            continue
+        data, descriptors, _, _ = socket.recv_fds(control, 1, 4)
+        if not data:
+            sys.exit()
+        own = socket.socket(fileno=descriptors[0])
+        request = json.loads(own.recv(LARGEST))
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for left in (control.detach(), own.detach(), woken, wake, *asking.values()):
+                os.close(left)
+            _become(request, descriptors[1:])
+            return
+        own.send(b"%d" % pid)
+        asking[pid] = own.detach()
+        for descriptor in descriptors[1:]:
+            os.close(descriptor)
+
+
+def _tell_ends(asking: dict[int, int]) -> None:
+    while asking:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        with socket.socket(fileno=asking.pop(pid)) as own, contextlib.suppress(OSError):
+            own.send(b"%d" % os.waitstatus_to_exitcode(status))
+
+
+def _become(request: dict[str, Any], descriptors: list[int]) -> None:
+    os.setsid()
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    os.chdir(request["cwd"])
+    os.umask(request["umask"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    time.tzset()
+    sys.argv = [appliance.__main__.__file__, *request["argv"]]
+
+
+if __name__ == "__main__":
+    # So that a child copies few pages that the server has, too.
+    gc.collect()
+    gc.freeze()
+    wait_to_become_one(socket.socket(fileno=int(sys.argv[1])))
+    appliance.__main__.main()
