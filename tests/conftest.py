@@ -47,6 +47,11 @@ class ServeFactory(Protocol):
         """Takes the arguments of `Serve`; `name` is the name of the state directory."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that may take long come first, so that no worker has one left when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 def pytest_collection_finish() -> None:
     """Spare the garbage collector what lives to the end: all modules and some six thousand tests."""
     gc.collect()

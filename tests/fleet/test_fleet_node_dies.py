@@ -91,6 +91,7 @@ def test_a_node_whose_disk_is_lost_goes_on(fleet: TestFleet, upstream: HttpUpstr
     assert last_seq(fleet) == before + 1
 
 
+@pytest.mark.timeout(300)
 def test_killed_at_any_moment_it_is_run_again(fleet: TestFleet, upstream: HttpUpstream, tmp_path: Path) -> None:
     _, expected = prepare(fleet, upstream, tmp_path)
     a = fleet["a"]

@@ -226,12 +226,21 @@ def test_a_drop_acts_on_all(whole: Whole, pushing: Pushing) -> None:
 
 
 def test_two_nodes_write_one_session(whole: Whole, pushing: Pushing) -> None:
-    """At the same moment, several times: every turn is kept, and every node has the same order."""
+    """At the same moment, several times: every turn is kept, and every node has the same order.
+
+    A push whose ref moved since the guest read it, by another guest or by what another node sent, is told so, and the
+    guest pushes again.
+    """
     turns = [pushing.commit(f"of two {number}") for number in range(12)]
+    nodes = list(whole.fleet.nodes.values())
+
+    def push(number: int) -> bool:
+        done, said = pushing.push(nodes[number % 3], REPO, "shared", turns[number])
+        assert done or "[remote rejected]" in said, said
+        return done
+
     with ThreadPoolExecutor(3) as pool:
-        nodes = list(whole.fleet.nodes.values())
-        jobs = [pool.submit(pushing.push, nodes[number % 3], REPO, "shared", turn) for number, turn in enumerate(turns)]
-    assert all(job.result()[0] for job in jobs), [job.result()[1] for job in jobs]
+        list(pool.map(lambda number: wait_until(lambda: push(number), message="it is taken"), range(len(turns))))
     wait_until(lambda: sorted(lists(whole[SYNC], "shared")) == sorted(turns), timeout=BUSY, message="all are there")
     whole.all_list("shared", wait_settled(whole, "shared", len(turns)))
 
