@@ -53,18 +53,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Ite
             durability = {"durability": "sync", "sync_timeout": "10s"} if node == SYNC else {}
             fleet.nodes[node] = fleet.make(node, refresh=refresh, fleet=durability)
         upstream.add(REPO, generated_bare)
-        try:
-            for serve in fleet.nodes.values():
-                serve.start()
-                serve.keep_ports()
-            fleet.wait_all(lambda serve: fleet_of(serve)["connected"], "the fleet is there", timeout=60)
-            fleet[SYNC].cli("add-repo", upstream.url(REPO))
-            made = Whole(fleet, upstream, place)
-            made.all_warm(REPO)
-            yield made
-        finally:
-            for serve in fleet.nodes.values():
-                serve.close()
+        for serve in fleet.start().nodes.values():
+            serve.keep_ports()
+        fleet.wait_all(lambda serve: fleet_of(serve)["connected"], "the fleet is there", timeout=60)
+        fleet[SYNC].cli("add-repo", upstream.url(REPO))
+        made = Whole(fleet, upstream, place)
+        made.all_warm(REPO)
+        yield made
 
 
 @pytest.fixture

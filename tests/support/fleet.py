@@ -24,17 +24,17 @@ class TestFleet:
         self.nats = nats
         self.directory = directory
         self._stack = ExitStack()
-        self.nodes = {name: self._stack.enter_context(self.make(name, **sections)) for name in nodes}
+        self.nodes = {name: self.make(name, **sections) for name in nodes}
 
     def make(self, name: str, **sections: Any) -> Serve:
-        """A node of this fleet that is not started. `sections` are merged with the fleet's own."""
+        """A node of this fleet that is not started, and ends with it. `sections` are merged with the fleet's own."""
         fleet: dict[str, Any] = {"servers": self.nats.urls, "node": name, "replicas": self.nats.replicas}
         merged: dict[str, Any] = {
             "fleet": fleet | dict(sections.get("fleet", {})),
             "refresh": {"interval": "1s", "allow_local": True} | dict(sections.get("refresh", {})),
         }
         others = {key: value for key, value in sections.items() if key not in merged}
-        return Serve(self.directory / name, **merged, **others)
+        return self._stack.enter_context(Serve(self.directory / name, **merged, **others))
 
     def __getitem__(self, name: str) -> Serve:
         return self.nodes[name]

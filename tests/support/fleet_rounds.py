@@ -137,7 +137,6 @@ class Storm:
                 if self.cable and name == NODES[-1]:
                     serve.command = [*self.cable.enter, *serve.command]
                 self.fleet.nodes[name] = serve
-                stack.callback(serve.close)
                 serve.start()
                 serve.keep_ports()
                 self._urls[name] = serve.git_url, serve.admin_url
