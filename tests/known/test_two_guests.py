@@ -11,7 +11,7 @@ from tests.access.conftest import SECRET
 from tests.conftest import WIDGETS
 from tests.known.conftest import KnownNode, ls_remote
 from tests.serving.conftest import audit
-from tests.support.gitutil import git
+from tests.support.gitutil import git, wait_until
 
 
 @pytest.mark.slow
@@ -68,7 +68,11 @@ def test_two_guests_of_one_repository(node: KnownNode, tmp_path: Path) -> None:
     }
     assert {row["guest"] for row in serve.cli_json("audit", "--guest", "vm-7")} == {"vm-7"}
     assert [row["session"] for row in serve.cli_json("sessions", "--guest", "vm-8")] == ["tidy-up"]
-    assert {row["repo"] for row in serve.cli_json("activity", "--guest", "vm-7")} == {WIDGETS, SECRET}
+    # Hydrations are stored a moment after they end.
+    wait_until(
+        lambda: {row["repo"] for row in serve.cli_json("activity", "--guest", "vm-7")} == {WIDGETS, SECRET},
+        message="both hydrations of vm-7 are in the activity",
+    )
     [turn] = serve.cli_json("session", "show", WIDGETS, "tidy-up")["turns"]
     assert turn["guest"] == "vm-8"
     shown = {each["name"]: each for each in serve.cli_json("guests")}
