@@ -183,6 +183,35 @@ def test_an_interrupted_put_leaves_nothing(tmp_path: Path, nats: NatsCluster, ge
         assert data is not None and len(data) == row.bundle_size
 
 
+def test_a_purge_ends_a_turn_that_is_going_out(tmp_path: Path, nats: NatsCluster, generated_bare: Path) -> None:
+    """Its row is in the stream, and the node never heard so: the other nodes are told all the same."""
+    with (
+        NatsProxy(nats.servers[0].host, nats.servers[0].port) as proxy,
+        HttpUpstream(tmp_path / "upstream") as upstream,
+        TestFleet(tmp_path, nats, ["a", "b"]) as nodes,
+    ):
+        upstream.add(WIDGETS, generated_bare)
+        nodes.nodes["a"] = nodes.make("a", fleet={"servers": [proxy.url]})
+        a, b = nodes.start().nodes.values()
+        a.cli("add-repo", upstream.url(WIDGETS), "--name", WIDGETS)
+        b.wait_for_repo(WIDGETS)
+        node = OutNode(a, upstream, nats, "default")
+        guest = node.guest(tmp_path / "guest")
+        commit_turn(guest, "is going out")
+        proxy.after = b"PUB gitmirror.default.turns."
+        assert node.push(guest, "going").returncode == 0
+        [row] = node.wait_rows("going", 1)
+        wait_until(lambda: b.cli_json("sessions"), message="the other node lists it")
+        a.cli("remove-repo", WIDGETS, "--purge", "--yes", check=False, timeout=120)
+        assert node.database("SELECT 1 FROM turns") == []
+        proxy.cut()
+        wait_until(
+            lambda: [each for each in node.rows() if isinstance(each, SessionEnd) and row.uid in each.uids],
+            message="the end is in the stream",
+        )
+        wait_until(lambda: b.cli_json("sessions") == [], message="no node lists it")
+
+
 def test_a_large_bundle_takes_little_memory(node: OutNode, tmp_path: Path) -> None:
     """It goes from git through a file into the store, a piece at a time."""
     guest = node.guest(tmp_path / "guest")

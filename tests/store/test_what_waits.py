@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.core.models import Turn
 from appliance.core.store.database import Database
+from appliance.core.store.fleet import FleetStore
 from appliance.core.store.fleet_outgoing import OutgoingStore, SessionName
 
 REPO = "acme/widgets"
@@ -70,3 +74,14 @@ def test_only_what_waits_is_read(
         connection.conn.set_progress_handler(None, 0)
     assert found == expected
     assert count * STEPS < SENT
+
+
+def test_a_turn_that_ended_while_it_went_out_is_ended_in_the_fleet(tmp_path: Path) -> None:
+    """Whoever ended it did not know that the fleet has it."""
+    opened = Database(tmp_path / "gitmirror.db")
+    turn = Turn(7, REPO, "s", "c" * 40, None, "2026-01-31T12:00:00.000Z", "subject", 1, 1, 1, 0, "c", 10)
+    assert not OutgoingStore(opened).sent(turn, "u" * 64, "a", 12, "{}")
+    [waiting] = FleetStore(opened, time.time).waiting("end")
+    assert (waiting.document["repo"], waiting.document["session"]) == (REPO, "s")
+    assert (waiting.document["uids"], waiting.document["rows"]) == (["u" * 64], [12])
+    opened.close()

@@ -66,9 +66,16 @@ class Announcer:
     async def _send_end(self, dispatch: Dispatch, waiting: Outgoing, message: SessionEnd) -> bool:
         """Sends an end, unless the fleet knows nothing of the session because its repository is private.
 
-        What the fleet stored of the session is removed as far as that succeeds: the end is what counts.
+        Of a repository that was removed nobody knows whether it was; what the fleet has of a session tells. What it
+        stored is then removed as far as that succeeds: the end is what counts.
         """
-        goes_out = self._may_send(message.repo) or message.upto > 0 or bool(waiting.document.get("rows"))
+        goes_out = (
+            self._may_send(message.repo)
+            or message.upto > 0
+            or bool(waiting.document.get("rows"))
+            # One may have gone out just before a kill, or before the answer of the server was lost.
+            or await dispatch.has_any(message.uids)
+        )
         if goes_out:
             await dispatch.announce(message, waiting.id)
         await asyncio.to_thread(self._outbox.sent, waiting.id)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,13 @@ class Dispatch:
     async def announce(self, message: SessionEnd | SessionKept, number: int) -> None:
         """Sends the end of a session, or that it is kept. `number` is its number among what this node sends."""
         await self._publish(message, f"{message.KIND}.{self._link.node}.{number}.{message.repo}.{message.session}")
+
+    async def has_any(self, uids: Iterable[str]) -> bool:
+        """Whether the fleet has the bundle of any of these turns, which is stored before its row."""
+        for uid in uids:
+            if await self.shelf.find(uid):
+                return True
+        return False
 
     async def clear(self, ended: dict[str, Any]) -> None:
         """Removes the objects and the rows of a session that was ended, as `stored_in_fleet` has them."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from appliance.core.models import Turn
 from appliance.core.store.database import Database, rows
+from appliance.core.store.fleet import enqueue
 from appliance.core.store.session_summary import renumber, summarise, turn_of
 from appliance.core.store.turn_details import AttachmentRow
 
@@ -114,12 +116,17 @@ class OutgoingStore:
             return _unsent(connection, turn)
 
     def sent(self, turn: Turn, uid: str, node: str, seq: int, document: str) -> bool:
-        """Stores the place of a turn in the stream, and its row there; False if the turn was ended meanwhile."""
+        """Stores the place of a turn in the stream, and its row there; False if the turn was ended meanwhile.
+
+        Whoever ended it could not know that the fleet has it, and may have told nobody: then the fleet is told now.
+        """
         with self._database.writing() as connection:
             changed = connection.execute(
                 "UPDATE turns SET seq = coalesce(seq, ?), node = ?, uid = ? WHERE id = ?", [seq, node, uid, turn.id]
             ).rowcount
             if not changed:
+                ended = {"repo": turn.repo, "session": turn.session, "upto": 0, "uids": [uid], "rows": [seq]}
+                enqueue(connection, "end", ended | {"reason": "it ended while a turn of it went out"}, time.time())
                 return False
             connection.execute(
                 """INSERT INTO fleet_turns (uid, turn_id, document) VALUES (?, ?, ?)
