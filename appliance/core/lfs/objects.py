@@ -174,7 +174,7 @@ class LfsObjects:
                 self._asking.pop(key_of(repo, pointer), None)
 
     def _remember(self, repo: Repo, pointer: Pointer, fault: GitmirrorError) -> None:
-        # What may work later is told for a moment only, so that many who ask do not make a storm of requests.
+        # A failure that may pass is remembered only briefly: long enough that many who ask cause no storm of requests.
         seconds = min(REMEMBERED, fault.retry_after) if isinstance(fault, TryLater) else REMEMBERED
         put(self._faults, key_of(repo, pointer), (time.monotonic() + seconds, fault))
 
