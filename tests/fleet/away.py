@@ -102,7 +102,7 @@ class Elsewhere:
             await context.publish(FleetNames(self.fleet).turns_of("a"), write(row))
 
         self.nats.ask(publish)
-        wait_until(lambda: self._knows(row), timeout=20, message="the turn is listed")
+        wait_until(lambda: self._knows(row), timeout=60, message="the turn is listed")
 
     def _knows(self, row: TurnRow) -> bool:
         with sqlite3.connect(self.serve.state / "gitmirror.db", timeout=30) as db:

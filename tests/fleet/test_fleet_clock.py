@@ -64,7 +64,7 @@ def test_sessions_of_a_node_that_is_40_days_behind_stay(
             await context.publish(FleetNames("behind").turns_of("a"), write(replace(old, bundle_size=0)))
 
         nats.ask(publish)
-        wait_until(lambda: len(serve.cli_json("sessions")) == 2, timeout=20, message="both are listed")
+        wait_until(lambda: len(serve.cli_json("sessions")) == 2, timeout=60, message="both are listed")
         # The first round of retention is at the start.
         serve.restart()
         serve.wait_for_repo(WIDGETS)

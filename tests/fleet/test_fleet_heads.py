@@ -142,14 +142,14 @@ def test_serve_publishes_at_its_start_at_a_stop_and_when_the_fleet_is_back(fleet
 
     grow(layout)
     node.start()
-    wait_until(lambda: newest() == 1, timeout=20, message="the head of the start is published")
+    wait_until(lambda: newest() == 1, timeout=60, message="the head of the start is published")
     grow(layout)
     assert node.terminate() == 0
     assert newest() == 2
     node.start()
-    wait_until(lambda: " as a\n" in node.log().split("stopping")[-1], timeout=20, message="it is connected")
+    wait_until(lambda: " as a\n" in node.log().split("stopping")[-1], timeout=60, message="it is connected")
     fleet.nats.servers[0].stop()
-    wait_until(lambda: "cannot be used" in node.log() or "lost" in node.log(), timeout=20, message="the fleet is away")
+    wait_until(lambda: "cannot be used" in node.log() or "lost" in node.log(), timeout=60, message="the fleet is away")
     grow(layout)
     fleet.nats.servers[0].start()
     wait_until(lambda: newest() == 3, timeout=40, message="the head goes out when the fleet is back")

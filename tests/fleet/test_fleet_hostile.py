@@ -76,7 +76,7 @@ def test_what_a_node_says_of_itself(away: Elsewhere) -> None:
     def status() -> dict[str, Any]:
         return dict(away.serve.cli_json("fleet", "status"))
 
-    wait_until(lambda: "seen" in [each["node"] for each in status()["nodes"]], timeout=10, message="all was heard")
+    wait_until(lambda: "seen" in [each["node"] for each in status()["nodes"]], timeout=60, message="all was heard")
     assert not any(each["node"] == "b" and each["url"] == ENTRY.url for each in status()["nodes"])
     shown = away.serve.cli("fleet", "status", check=False)
     assert shown.returncode in (0, 3) and "\x1b" not in shown.stdout and "Traceback" not in shown.stderr, shown

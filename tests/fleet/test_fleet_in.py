@@ -37,7 +37,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory, module_nats: NatsCluster) ->
     with TestFleet(tmp_path_factory.mktemp("fleet"), module_nats, ["a"], **settings) as nodes:
         nodes.start()
 
-        wait_until(lambda: _send(module_nats, row(0, "first")), timeout=20, message="the stream is there")
+        wait_until(lambda: _send(module_nats, row(0, "first")), timeout=60, message="the stream is there")
         yield nodes["a"]
 
 
@@ -70,7 +70,7 @@ def test_sessions_of_others_are_listed(serve: Serve, module_nats: NatsCluster) -
         module_nats, b"\xff", b"{}", write(row(1, "listed")).replace(b'"v":1', b'"v":2'), row(1, "listed"),
         row(2, "listed", node="c"), row(1, "listed"), SessionKept("c", REPO, "listed", True),
     )  # fmt: skip
-    wait_until(lambda: listed(serve).get("listed", {}).get("kept"), timeout=10, message="the session is listed")
+    wait_until(lambda: listed(serve).get("listed", {}).get("kept"), timeout=60, message="the session is listed")
     found = listed(serve)["listed"]
     assert (found["turns"], found["node"], found["tip"]) == (2, "c", f"{2:040x}")
     assert "is skipped: it is no JSON" in serve.log() and serve.log().count("it is of another version") == 1
@@ -83,7 +83,7 @@ def test_a_node_speaks_for_itself_alone(serve: Serve, module_nats: NatsCluster) 
         write(SessionEnd("c", REPO, "mine", 2**53, (row(20, "mine").uid,), "forged")),
         write(SessionKept("c", REPO, "mine", True)), row(23, "last"),
     )  # fmt: skip
-    wait_until(lambda: "last" in listed(serve), timeout=10, message="all of it was read")
+    wait_until(lambda: "last" in listed(serve), timeout=60, message="all of it was read")
     found = listed(serve)
     assert "forged" not in found and (found["mine"]["turns"], found["mine"]["kept"]) == (1, False)
     assert "it speaks for c on the subject of another node" in serve.log()
@@ -95,7 +95,7 @@ def test_an_end_comes_in_its_place(serve: Serve, module_nats: NatsCluster) -> No
         module_nats, row(12, "ended"), SessionEnd("b", REPO, "ended", last, (), "ended by an operator"),
         row(10, "ended"), row(13, "after"),
     )  # fmt: skip
-    wait_until(lambda: "after" in listed(serve), timeout=10, message="all of it was read")
+    wait_until(lambda: "after" in listed(serve), timeout=60, message="all of it was read")
     assert listed(serve)["ended"]["tip"] == f"{12:040x}" and listed(serve)["ended"]["turns"] == 1
     assert "session ended was ended on node b: ended by an operator" in serve.log()
     serve.here("audit", "verify")
@@ -105,17 +105,17 @@ def test_it_goes_on_where_it_was(tmp_path: Path, nats: NatsCluster) -> None:
     """After a kill of the node, of the server, and with a stream that is made anew."""
     with TestFleet(tmp_path, nats, ["a"], fleet={"name": "in"}) as nodes:
         serve = nodes.start()["a"]
-        wait_until(lambda: _send(nats, row(1, "one")), timeout=20, message="the stream is there")
-        wait_until(lambda: "one" in listed(serve), timeout=10, message="the first is there")
+        wait_until(lambda: _send(nats, row(1, "one")), timeout=60, message="the stream is there")
+        wait_until(lambda: "one" in listed(serve), timeout=60, message="the first is there")
         serve.kill()
         publish(nats, row(2, "two"))
         serve.restart() if serve.running else serve.start()
-        wait_until(lambda: "two" in listed(serve), timeout=20, message="what came meanwhile is there")
+        wait_until(lambda: "two" in listed(serve), timeout=60, message="what came meanwhile is there")
         nats.servers[0].stop()
         nats.servers[0].start()
         nats.wait()
         publish(nats, row(3, "three"))
-        wait_until(lambda: "three" in listed(serve), timeout=20, message="it reads after a restart of NATS")
+        wait_until(lambda: "three" in listed(serve), timeout=60, message="it reads after a restart of NATS")
 
         async def anew(context: JetStreamContext) -> bool:
             return await context.delete_stream(NAMES.turns)
@@ -123,8 +123,8 @@ def test_it_goes_on_where_it_was(tmp_path: Path, nats: NatsCluster) -> None:
         nats.ask(anew)
         serve.kill()
         serve.start()
-        wait_until(lambda: _send(nats, row(4, "four")), timeout=20, message="the stream is there again")
-        wait_until(lambda: "four" in listed(serve), timeout=20, message="it reads the new stream")
+        wait_until(lambda: _send(nats, row(4, "four")), timeout=60, message="the stream is there again")
+        wait_until(lambda: "four" in listed(serve), timeout=60, message="it reads the new stream")
         assert set(listed(serve)) == {"one", "two", "three", "four"}
 
 

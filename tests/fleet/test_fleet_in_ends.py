@@ -89,7 +89,7 @@ def test_nothing_is_left_of_a_session_of_two_nodes(tmp_path: Path, nats: NatsClu
                 message="the node's own turn is in the stream",
             )
             last = publish(nats, row(number, session, theirs, own))
-            wait_until(lambda session=session: turns_of(serve, session) == ["a", "b"], timeout=20, message="both")  # type: ignore[misc]
+            wait_until(lambda session=session: turns_of(serve, session) == ["a", "b"], timeout=60, message="both")  # type: ignore[misc]
             assert f"session {session} has turns of the nodes a, b" in serve.log()
             # As if the turn had been brought.
             git("update-ref", f"{TURNS}{FIRST_AWAY + number - 1}", theirs, cwd=serve.mirror(REPO))

@@ -30,9 +30,9 @@ def test_more_refs_than_the_loop_compares(module_nats: NatsCluster, generated_ba
         asked = fleet.asked()
         fleet["b"].start()
         fleet["b"].wait_for_repo(WIDGETS)
-        fleet.wait_equal(timeout=10)
+        fleet.wait_equal(timeout=60)
         assert fleet.asked() == asked
         fleet.push()
         fleet.webhook("b")
-        fleet.wait_equal(timeout=20)
+        fleet.wait_equal(timeout=60)
         assert fleet.asked() == asked + 2

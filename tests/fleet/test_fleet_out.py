@@ -94,7 +94,7 @@ class OutNode:
 
     def wait_rows(self, session: str, count: int) -> list[TurnRow]:
         """Waits for so many turns of a session in the stream."""
-        wait_until(lambda: len(turns_in(self.rows(), session)) >= count, timeout=20, message=f"{session} is out")
+        wait_until(lambda: len(turns_in(self.rows(), session)) >= count, timeout=60, message=f"{session} is out")
         return turns_in(self.rows(), session)
 
     def database(self, query: str) -> list[tuple[Any, ...]]:
@@ -143,7 +143,7 @@ def test_a_turn_goes_out_with_its_bundle(out: OutNode, tmp_path: Path) -> None:
     assert git("rev-parse", "turn", cwd=fresh).strip() == commit
     [(seq, node, uid)] = wait_until(
         lambda: out.database("SELECT seq, node, uid FROM turns WHERE session = 's1' AND seq IS NOT NULL"),
-        timeout=10, message="its place is stored",
+        timeout=60, message="its place is stored",
     )  # fmt: skip
     assert seq >= 1 and (node, uid) == ("a", row.uid)
     [(logged,)] = out.database(f"SELECT hash FROM audit_events WHERE id = {row.id}")
@@ -217,7 +217,7 @@ def test_a_lost_bundle_is_put_again_as_it_was(out: OutNode, tmp_path: Path) -> N
     out.serve.start()
     wait_until(
         lambda: out.database("SELECT seq FROM turns WHERE session = 'again' AND seq IS NOT NULL"),
-        timeout=20, message="it has a place again",
+        timeout=60, message="it has a place again",
     )  # fmt: skip
     assert out.nats.ask(chunks) == before
     assert turns_in(out.rows(), "again") == [row]
@@ -239,10 +239,10 @@ def test_an_object_that_is_not_the_attachment_is_replaced(out: OutNode, tmp_path
     url = f"{out.serve.http_url}/{WIDGETS}/agents/replaced/{commit}/attachments/log.txt"
     with urllib.request.urlopen(urllib.request.Request(url, data=data, method="PUT"), timeout=20):
         pass
-    wait_until(lambda: object_of(out.nats, name, out.fleet) == data, timeout=20, message="the right one is there")
+    wait_until(lambda: object_of(out.nats, name, out.fleet) == data, timeout=60, message="the right one is there")
     wait_until(
         lambda: [row for row in out.rows() if isinstance(row, TurnAttached) and row.session == "replaced"],
-        timeout=20, message="its row is out",
+        timeout=60, message="its row is out",
     )  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def test_attachments_go_out(out: OutNode, tmp_path: Path) -> None:
     def attached() -> list[TurnAttached]:
         return [row for row in out.rows() if isinstance(row, TurnAttached) and row.session == "files"]
 
-    wait_until(attached, timeout=20, message="the file is out")
+    wait_until(attached, timeout=60, message="the file is out")
     [row] = attached()
     assert (row.session, row.attachment.name, row.attachment.size) == ("files", "log.txt", 5)
     assert object_of(out.nats, row.attachment.sha256, out.fleet) == b"hello"

@@ -56,7 +56,7 @@ def test_a_turn_whose_commit_is_gone_is_set_aside(node: OutNode, tmp_path: Path)
     node.wait_rows("fine", 1)
     [first, *_] = node.wait_rows("poisoned", 1)
     assert first.commit == commits[0]
-    wait_until(lambda: "is set aside" in node.serve.log(), timeout=20, message="it is set aside")
+    wait_until(lambda: "is set aside" in node.serve.log(), timeout=60, message="it is set aside")
     assert f"turn {first.id + 2} of poisoned in {WIDGETS} cannot go to the fleet" in node.serve.log()
 
 
@@ -72,7 +72,7 @@ def test_a_full_store_holds_nobody_up(node: OutNode, tmp_path: Path) -> None:
     guest = node.guest(tmp_path / "guest")
     commits = [commit_files(guest, {"large.bin": os.urandom(400_000)}, "does not fit")]
     assert node.push(guest, "full").returncode == 0
-    wait_until(lambda: "does not reach the fleet" in node.serve.log(), timeout=20, message="the node says so")
+    wait_until(lambda: "does not reach the fleet" in node.serve.log(), timeout=60, message="the node says so")
     node.serve.clone(tmp_path / "clone", WIDGETS)
     commits.append(commit_turn(guest, "is recorded all the same"))
     assert node.push(guest, "full").returncode == 0
@@ -114,12 +114,12 @@ def test_private_turns_stay_until_they_are_public(node: OutNode, tmp_path: Path)
     private: Section = [{"url": node.upstream.url(WIDGETS), "token_file": str(token)}]
     node.serve.configure(fleet=base, refresh=refresh, credentials=private)
     node.serve.reload()
-    wait_until(lambda: "was read again" in node.serve.log(), timeout=10, message="it is private")
+    wait_until(lambda: "was read again" in node.serve.log(), timeout=60, message="it is private")
     issued = node.serve.cli_json("token", "issue", "--repo", WIDGETS, "--ttl", "1h")["token"]
     commit = commit_turn(guest, "private")
     header = f"http.extraHeader=Authorization: Bearer {issued}"
     git("-c", header, "push", "-q", f"{node.serve.http_url}/{WIDGETS}", "HEAD:refs/agents/hidden", cwd=guest)
-    wait_until(lambda: node.database("SELECT 1 FROM turns"), timeout=10, message="it is recorded")
+    wait_until(lambda: node.database("SELECT 1 FROM turns"), timeout=60, message="it is recorded")
     node.serve.restart()
     assert node.rows() == []
     node.serve.configure(fleet=base, refresh=refresh)
@@ -133,7 +133,7 @@ def test_ends_and_keeps_go_out_and_objects_are_removed(node: OutNode, tmp_path: 
     assert node.push(guest, "ends").returncode == 0
     [row] = node.wait_rows("ends", 1)
     wait_until(
-        lambda: node.database("SELECT 1 FROM turns WHERE seq IS NOT NULL"), timeout=10, message="its place is stored"
+        lambda: node.database("SELECT 1 FROM turns WHERE seq IS NOT NULL"), timeout=60, message="its place is stored"
     )
     [(seq,)] = node.database("SELECT seq FROM turns")
     with sqlite3.connect(node.serve.state / "gitmirror.db") as connection:
@@ -146,9 +146,9 @@ def test_ends_and_keeps_go_out_and_objects_are_removed(node: OutNode, tmp_path: 
         connection.execute(insert, ["kept", kept])
         connection.execute(insert, ["end", ended])
     connection.close()
-    wait_until(lambda: not node.database("SELECT 1 FROM fleet_outbox"), timeout=20, message="they are out")
-    wait_until(lambda: object_of(node.nats, row.uid) is None, timeout=20, message="its bundle is removed")
-    wait_until(lambda: turns_in(node.rows(), "ends") == [], timeout=20, message="its row is removed")
+    wait_until(lambda: not node.database("SELECT 1 FROM fleet_outbox"), timeout=60, message="they are out")
+    wait_until(lambda: object_of(node.nats, row.uid) is None, timeout=60, message="its bundle is removed")
+    wait_until(lambda: turns_in(node.rows(), "ends") == [], timeout=60, message="its row is removed")
     kinds = [type(each) for each in node.rows()]
     assert kinds == [SessionKept, SessionEnd]
 

@@ -128,10 +128,10 @@ def test_a_private_repository_is_registered_everywhere(nodes: TestFleet, tmp_pat
             credentials=[{"url": url, "username": switches.user, "token_file": str(token)}],
         )
         a.reload()
-        wait_until(lambda: "the configuration was read again" in a.log(), timeout=10, message="it is reloaded")
+        wait_until(lambda: "the configuration was read again" in a.log(), timeout=60, message="it is reloaded")
         a.cli("add-repo", private.url("acme/private"), "--name", "acme/private")
         for name in ("b", "c"):
-            found = nodes[name].wait_for_repo("acme/private", "failing", timeout=20)
+            found = nodes[name].wait_for_repo("acme/private", "failing", timeout=60)
             assert found["error"] == "auth" and found["hint"], "it says that this node has no credential"
             assert entry_of(nodes[name], "acme/private") is not None
         a.cli("remove-repo", "acme/private", "--purge", "--yes")

@@ -93,7 +93,7 @@ def push(guest: Path, serve: Serve, repo: str, session: str, *options: str, toke
     header = ("-c", f"http.extraHeader=Authorization: Bearer {token}") if token else ()
     git(*header, "push", "-q", "-f", *options, f"{serve.http_url}/{repo}", f"HEAD:refs/agents/{session}", cwd=guest)
     tip = git("rev-parse", "HEAD", cwd=guest)
-    wait_until(lambda: tip in commits_of(serve, repo, session), timeout=20, message=f"{session} is recorded")
+    wait_until(lambda: tip in commits_of(serve, repo, session), timeout=60, message=f"{session} is recorded")
 
 
 def test_nothing_secret_is_in_nats(tmp_path: Path, generated_bare: Path) -> None:
@@ -154,8 +154,8 @@ def test_nothing_secret_is_in_nats(tmp_path: Path, generated_bare: Path) -> None
                        capture_output=True)  # fmt: skip
         add_commit(upstream.path(OPEN), "main", {"upstream.txt": "shown"})
         a.cli("refresh", OPEN)
-        wait_until(lambda: not waiting_at(a), timeout=20, message="all is out")
-        wait_until(lambda: shown in commits_of(b, OPEN, "shown-2"), timeout=20, message="it is on the other node")
+        wait_until(lambda: not waiting_at(a), timeout=60, message="all is out")
+        wait_until(lambda: shown in commits_of(b, OPEN, "shown-2"), timeout=60, message="it is on the other node")
         with pytest.raises(GitmirrorError):
             commits_of(b, CLOSED, "hidden-session-0")
         stored = everything_in(nats) + bytes(tap.heard)

@@ -70,7 +70,7 @@ def test_a_guest_is_told_once_the_fleet_has_it(sync: OutNode, tmp_path: Path, ht
     assert (row.commit, row.old) == (commit, None)
     wait_until(
         lambda: sync.database(f"SELECT 1 FROM turns WHERE session = '{session}' AND seq IS NOT NULL"),
-        timeout=10, message="its place is stored",
+        timeout=60, message="its place is stored",
     )  # fmt: skip
     assert len(turns_in(sync.rows(), session)) == 1
 
@@ -143,7 +143,7 @@ def test_pushes_of_other_sessions_and_fetches_go_on(sync: OutNode, frozen: None,
     ]  # fmt: skip
     wait_until(
         lambda: all(f"refs/agents/w{number}" in refs(sync.serve.mirror(WIDGETS)) for number in range(3)),
-        timeout=20, message="the refs moved",
+        timeout=60, message="the refs moved",
     )  # fmt: skip
     sync.serve.clone(tmp_path / "while", WIDGETS)
     for each in pushes:

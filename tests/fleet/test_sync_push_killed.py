@@ -115,7 +115,7 @@ def test_killed_after_the_ref_was_put_back(
     with sqlite3.connect(out.serve.state / "gitmirror.db", isolation_level=None) as lock:
         lock.execute("BEGIN IMMEDIATE")
         wait_until(
-            lambda: refs(mirror).get(f"refs/agents/{session}") == first, timeout=20, message="the ref is put back"
+            lambda: refs(mirror).get(f"refs/agents/{session}") == first, timeout=60, message="the ref is put back"
         )
         out.serve.kill()
         lock.execute("ROLLBACK")
@@ -144,7 +144,7 @@ def test_a_row_that_arrived_although_the_guest_was_told_no(
     proxy.cut()
     assert [row.commit for row in out.wait_rows(session, 1)] == [commit]
     assert entry_of(out.serve, f"refs/agents/{session}")["outcome"] == "failed"
-    wait_until(lambda: out.push(guest, session).returncode == 0, timeout=20, message="a push is stored")
+    wait_until(lambda: out.push(guest, session).returncode == 0, timeout=60, message="a push is stored")
     first, second = out.wait_rows(session, 2)
     assert first.commit == second.commit == commit and first.uid != second.uid
     assert object_of(out.nats, first.uid) is not None, "its bundle stays, because its row is in the stream"

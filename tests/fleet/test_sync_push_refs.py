@@ -82,7 +82,7 @@ def test_a_private_repository_waits_for_nobody(tight: OutNode, tmp_path: Path) -
         credentials=[{"url": tight.upstream.url(WIDGETS), "token_file": str(token)}],
     )  # fmt: skip
     serve.reload()
-    wait_until(lambda: "was read again" in serve.log(), timeout=10, message="it is private")
+    wait_until(lambda: "was read again" in serve.log(), timeout=60, message="it is private")
     issued = serve.cli_json("token", "issue", "--repo", WIDGETS, "--ttl", "1h")["token"]
     header = f"http.extraHeader=Authorization: Bearer {issued}"
     tight.nats.servers[0].freeze()

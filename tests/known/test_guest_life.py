@@ -150,7 +150,7 @@ def test_time_ends_a_guest_by_itself(node: KnownNode) -> None:
     node.add("vm-brief", repos=[SECRET], ttl=1, address="127.3.0.1")
     road = node.by_address("127.3.0.1")
     assert ls_remote(road.url("git", SECRET))[0] == 0
-    wait_until(lambda: ls_remote(road.url("git", SECRET))[0] != 0, timeout=20, message="it is unknown")
+    wait_until(lambda: ls_remote(road.url("git", SECRET))[0] != 0, timeout=60, message="it is unknown")
     assert "vm-brief" not in {each["name"] for each in api(node.serve, "GET", "/v1/guests")["items"]}
     node.add("vm-brief", address="127.3.0.1")
     node.remove("vm-brief")
@@ -184,7 +184,7 @@ def test_writers_takes_effect_with_a_reload(own_known_node: KnownNode) -> None:
     text = node.serve.config.read_text()
     node.serve.config.write_text(text.replace('writers = "anyone"', 'writers = "guests"'))
     node.serve.reload()
-    wait_until(lambda: not push("after"), timeout=20, message="a stranger is refused")
+    wait_until(lambda: not push("after"), timeout=60, message="a stranger is refused")
     road = node.by_socket("vm-7")
     assert raw_push(*road.git.address, address, [(ZERO, node.tip, "refs/agents/fix-dns")]).accepted
 

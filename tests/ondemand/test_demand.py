@@ -129,7 +129,7 @@ def test_an_upstream_that_hangs_stops_nobody_else(allowing: Allowing, upstream: 
             code, _, _ = git_result("ls-remote", f"{serve.git_url}/acme/other", timeout=60)
             return code == 0
 
-        wait_until(brought, timeout=20, message="the other one is brought")
+        wait_until(brought, timeout=60, message="the other one is brought")
         serve.clone(tmp_path / "other", "acme/other")
         answers = [task.result() for task in hung]
     assert all(code for code, _, _ in answers)
