@@ -10,6 +10,7 @@ import pytest
 from appliance.core.errors import GitmirrorError
 from appliance.core.node.queries import NodeQueries
 from appliance.core.node.sessions import Sessions
+from appliance.tui.screens.view import View
 from tests.tui.drive import Seen, drive
 from tests.tui.scene import WIDGETS, Make, Scene, build
 
@@ -54,4 +55,27 @@ def test_what_fails_after_a_view_was_left_does_no_harm(
         await seen.shows("acme/")
 
     monkeypatch.setattr(of, read, slow)
+    drive(Scene(make_once("scene", build)).app(monkeypatch), script)
+
+
+def test_what_waits_to_be_read_is_not_read_for_a_view_that_is_gone(
+    make_once: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the whole program ends, which removes the widgets first."""
+    read: list[str] = []
+
+    async def script(seen: Seen) -> None:
+        await seen.shows(WIDGETS)
+        await seen.settled()
+        follower, below = seen.app.context.follower, seen.app.screen
+        await seen.press("enter")
+        await seen.until(lambda: seen.app.screen is not below, "the view is open")
+        top = seen.app.screen
+        assert isinstance(top, View)
+        follower.soon(lambda: read.append("at once"), top)
+        follower.soon(lambda: read.append("later"), top)
+        await seen.press("escape")
+        await seen.until(lambda: not top.is_attached and not follower._later, "the view is left")
+        assert "later" not in read
+
     drive(Scene(make_once("scene", build)).app(monkeypatch), script)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from textual.widgets import Input
 
 from appliance.core.models import State
 from appliance.tui.screens import diff
@@ -101,6 +102,9 @@ async def walk(seen: Seen, form: str, steps: Sequence[Step]) -> None:
             else:
                 await seen.press(key)
             await seen.settled()
+        for field in seen.app.screen.query(Input):
+            field.cursor_blink = False
+        await seen.pilot.pause()
         compare(f"{name}-{form}", seen.app.export_screenshot(simplify=True))
 
 

@@ -46,6 +46,10 @@ RECENT = 60
 class VisibleView(Protocol):
     """What the follower needs from the view that is on screen."""
 
+    @property
+    def has_widgets(self) -> bool:
+        """Whether it is there, and not just being removed."""
+
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed; `news` has the topics."""
 
@@ -78,7 +82,7 @@ class Follower:
         self.events = EventFollower(queries.node.layout, app)
         self._pacing: Timer | None = None
         self._telling: Timer | None = None
-        self._later: list[Callable[[], None]] = []
+        self._later: list[tuple[Callable[[], None], VisibleView | None]] = []
         self.beats = 0
 
     def start(self) -> None:
@@ -261,15 +265,19 @@ class Follower:
         self._telling = None
         self.tell(RATES)
 
-    def soon(self, read: Callable[[], None]) -> None:
-        """Reads what events announced: immediately, but at most every PACE seconds while events keep coming."""
-        if read not in self._later:
-            self._later.append(read)
+    def soon(self, read: Callable[[], None], of: VisibleView | None = None) -> None:
+        """Reads what events announced: immediately, but at most every PACE seconds while events keep coming.
+
+        What is read for a view is not read once that is gone.
+        """
+        if (read, of) not in self._later:
+            self._later.append((read, of))
         if self._pacing is None:
             self._read_announced()
 
     def _read_announced(self) -> None:
         reads, self._later = self._later, []
-        for read in reads:
-            read()
+        for read, view in reads:
+            if view is None or view.has_widgets:
+                read()
         self._pacing = self._app.set_timer(PACE, self._read_announced) if reads else None

@@ -95,7 +95,7 @@ class CompareScreen(View):
         """Reads again after a recording in either."""
         shown = {(session.repo, session.name) for session in self._sides}
         if any(event["event"] == "recorded" and (event["repo"], event["session"]) in shown for event in events):
-            self.context.follower.soon(self.reread)
+            self.context.follower.soon(self.reread, self)
 
     def take(self, news: frozenset[str]) -> None:
         """Shows what changed."""

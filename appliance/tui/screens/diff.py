@@ -121,9 +121,9 @@ class DiffScreen(SessionActions, Searching):
         """Reads again after a recording in this session, or in the one that it is compared with."""
         recorded = {(event["repo"], event["session"]) for event in events if event["event"] == "recorded"}
         if (self._session.repo, self._session.name) in recorded:
-            self.context.follower.soon(self._read_turns)
+            self.context.follower.soon(self._read_turns, self)
         if self._against and (self._against.repo, self._against.name) in recorded:
-            self.context.follower.soon(self._read)
+            self.context.follower.soon(self._read, self)
 
     def on_turns_read(self, message: TurnsRead) -> None:
         """Takes the turns; when one was added, the diff of the whole session is read again."""

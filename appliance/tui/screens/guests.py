@@ -119,9 +119,9 @@ class GuestsScreen(GuestRemoval):
     def happened(self, events: list[dict[str, Any]]) -> None:
         """Reads again after a guest recorded, or began or ended a hydration."""
         if any(event["event"] == "lost" or _is_of_guest(event) for event in events):
-            self.context.follower.soon(self.reread)
+            self.context.follower.soon(self.reread, self)
         elif any(event["event"] in ("hydrating", "hydrated") for event in events):
-            self.context.follower.soon(self._read_traffic)
+            self.context.follower.soon(self._read_traffic, self)
 
     def done(self) -> None:
         """Reads all guests again, because one may be gone."""

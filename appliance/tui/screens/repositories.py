@@ -106,7 +106,7 @@ class RepositoriesScreen(RepoBatches):
         """Reads the details again if something happened to the chosen repository."""
         view = self.listing.row
         if view is not None and any(event.get("repo") == view.repo.name for event in events):
-            self.context.follower.soon(self._read_details)
+            self.context.follower.soon(self._read_details, self)
 
     def reread(self) -> None:
         """Reads details that are shown only for visible rows, and those of the chosen one."""

@@ -158,7 +158,7 @@ class RepositoryScreen(RepoActions, SessionMarking, Opening):
         if self._hydrations.take(each for each in mine if each["event"] in ("hydrating", "hydrated", "lost")):
             self._show_hydrations()
         if any(each["event"] in ("refreshed", "recorded", "lost") for each in mine):
-            self.context.follower.soon(self._read_changed)
+            self.context.follower.soon(self._read_changed, self)
 
     def done(self) -> None:
         """Reads the lists again, all sessions included, because one may be gone."""

@@ -126,8 +126,8 @@ class SessionsScreen(SessionBatches):
     def happened(self, events: list[dict[str, Any]]) -> None:
         """Reads the sessions again after a recording."""
         if any(event["event"] in ("recorded", "lost") for event in events):
-            self.context.follower.soon(self.reread)
-            self.context.follower.soon(self._search.again)
+            self.context.follower.soon(self.reread, self)
+            self.context.follower.soon(self._search.again, self)
 
     def done(self) -> None:
         """Reads all sessions again, because one may be gone or kept now."""
