@@ -19,6 +19,7 @@ from typing import IO
 from tests.support.gitutil import kill_group
 
 ROOT = Path(__file__).resolve().parents[2]
+"""The checkout under test."""
 _BY_EXEC = bool(os.environ.get("SERVE_BY_EXEC"))
 _starting = threading.Lock()
 
@@ -31,7 +32,7 @@ class ForkedProcess:
     stderr: IO[bytes] | None = None
 
     def __init__(
-        self, args: Sequence[str], *, env: Mapping[str, str], cwd: Path, files: tuple[IO[bytes] | int, ...]
+        self, args: Sequence[str], *, env: Mapping[str, str], cwd: Path, files: tuple[IO[bytes], IO[bytes], IO[bytes]]
     ) -> None:
         """`files` are stdin, stdout and stderr."""
         self.args = list(args)
@@ -43,10 +44,9 @@ class ForkedProcess:
         request = {"argv": self.args, "env": dict(env), "cwd": str(cwd), "umask": umask}
         with theirs:
             self._own.send(json.dumps(request).encode())
-            numbers = [file if isinstance(file, int) else file.fileno() for file in files]
             with _starting:
                 server = _server()
-            socket.send_fds(server, [b"x"], [theirs.fileno(), *numbers])
+            socket.send_fds(server, [b"x"], [theirs.fileno(), *(file.fileno() for file in files)])
         self.pid = int(self._own.recv(64))
 
     def poll(self) -> int | None:

@@ -24,14 +24,11 @@ from appliance.cli.main import cli
 from appliance.core.api.client import call
 from appliance.core.errors import NotServing
 from appliance.core.layout import Layout
-from tests.support.forked import ForkedProcess, can_fork, run_forked
+from tests.support.forked import ROOT, ForkedProcess, can_fork, run_forked
 from tests.support.gitutil import clean_env, git, git_result, kill_group, run_process, wait_until
 from tests.support.processes import processes_of
 
 __all__ = ["ROOT", "CommandFailed", "Ready", "Section", "Serve", "Value", "processes_of", "wait_until", "write_config"]
-
-ROOT = Path(__file__).resolve().parents[2]
-"""The checkout under test."""
 
 Value = str | int | float | bool | Sequence[str]
 """The type of a setting in the config file."""
