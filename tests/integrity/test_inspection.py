@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,8 @@ from appliance.core.store.audit import Attempt
 from tests.conftest import WIDGETS
 from tests.integrity.conftest import Scene, kept
 from tests.recording.conftest import AGENTS, ARCHIVE, TURNS
-from tests.support.gitutil import git
+from tests.support.generate import add_commit
+from tests.support.gitutil import git, wait_until
 
 
 def test_the_database_knows_every_ref_of_recorded_work(scene: Scene) -> None:
@@ -64,6 +68,29 @@ def test_a_session_may_be_in_the_archive_before_the_database_knows(scene: Scene)
     git("update-ref", f"{ARCHIVE}one", tip, cwd=scene.path)
     git("update-ref", "-d", f"{AGENTS}one", cwd=scene.path)
     assert not scene.look().faults
+
+
+def test_objects_that_came_meanwhile_are_not_missing(scene: Scene) -> None:
+    """fsck lists the objects first and reads the refs afterwards, so it calls missing what a push brought in between.
+
+    A lease on the last loose object stops fsck in the middle: whoever opens the file waits until it is given up.
+    """
+    last = max(path for path in (scene.path / "objects").glob("[0-9a-f][0-9a-f]/*"))
+    last.chmod(0o644)
+    ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    with last.open("r+b") as held, ThreadPoolExecutor(1) as pool:
+        fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        try:
+            inspection = pool.submit(scene.inspect, full=True)
+            wait_until(lambda: fcntl.fcntl(held, fcntl.F_GETLEASE) != fcntl.F_WRLCK, message="fsck reads the objects")
+            tip = add_commit(scene.path, "main", {f"new-{n}.txt": f"{n}\n" for n in range(20)})
+        finally:
+            fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    signal.signal(signal.SIGIO, ignored)
+    assert (scene.path / "objects" / tip[:2] / tip[2:]).exists(), "it would not be missed in a pack"
+    assert inspection.result() == Inspection()
+    (scene.path / "objects" / tip[:2] / tip[2:]).unlink()
+    assert scene.inspect().faults
 
 
 def test_a_session_that_moved_meanwhile_is_no_damage(scene: Scene) -> None:

@@ -37,6 +37,7 @@ _NO_DAMAGE = re.compile(
     r"|(?:error|warning) in (?:commit|tree|blob|tag) "
     r"|error: refs/heads/.*: not a commit$)"
 )
+_MISSING = re.compile(r"missing \w+ ([0-9a-f]{40,64})$")
 _CRASH = re.compile(r"exit code -(?:4|6|7|8|11)$")
 """Signals that kill git because of the data it reads: ILL, ABRT, BUS (the disk cannot deliver a page), FPE, SEGV."""
 _NOT_OF_THE_MIRROR = re.compile(
@@ -137,7 +138,7 @@ async def examine(mirror: Mirror, recorded: RecordedRefs, depth: Depth) -> Findi
         faults += await _read(_changed_files, mirror.path)
     if depth >= Depth.OBJECTS and (mirror.path / "HEAD").exists():
         idle = Mirror(mirror.path, Git(mirror.git.children, mirror.git.environment, nice=19))
-        if found := await _fsck(idle, full=depth is Depth.CONTENT):
+        if found := await _still_missing(idle, await _fsck(idle, full=depth is Depth.CONTENT)):
             if path := await _read(unreadable, mirror.path):
                 raise GitError(f"{path} cannot be read: permission denied")
             there = {ref: oid for ref, oid in recorded.items() if ref not in lost and files.refs.get(ref) == oid}
@@ -222,6 +223,22 @@ async def _fsck(mirror: Mirror, *, full: bool) -> list[str]:
     return sorted(
         dict.fromkeys(found), key=lambda line: (line.startswith("broken link"), not line.startswith("missing "))
     )
+
+
+async def _still_missing(mirror: Mirror, found: list[str]) -> list[str]:
+    """What fsck found, without objects that are there. Raises GitError.
+
+    fsck lists the objects first and reads the refs afterwards. So it calls missing what a push or a fetch brought in
+    between.
+    """
+    missing = {line: match[1] for line in found if (match := _MISSING.match(line))}
+    try:
+        there = await present(mirror, missing.values())
+    except GitError as error:
+        if is_of_the_machine(error):
+            raise
+        return found
+    return [line for line in found if missing.get(line) not in there]
 
 
 def is_of_the_machine(error: GitError) -> bool:
