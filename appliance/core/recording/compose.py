@@ -84,7 +84,7 @@ def compose_recording(
         found,
         trusted,
         Retention(
-            turns, quota, mirrors, locks, attachments,
+            turns, stores.begun_ends, quota, mirrors, locks, attachments,
             repos=repos, settings=settings, publish=publish, time=trusted, node=node, fleet=fleet_time,
         ),
         SessionCount(stores.sessions, learn, begin),

@@ -1,7 +1,8 @@
 """Ends sessions that are older than the retention, and archives idle ones so that they do not slow pushes down.
 
 Nothing here waits for a push or stops one. Every change of refs names the old values that it expects. If a push was
-quicker, nothing is changed, and the next round sees the session in its new state.
+quicker, nothing is changed, and the next round sees the session in its new state. That an end has begun is stored
+before its refs are deleted, so an end that a kill interrupted is finished by the next round, and is no loss meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.trusted_time import TrustedTime
 from appliance.core.recording.turns import ARCHIVE, TURNS, TurnRecorder
+from appliance.core.store.begun_ends import BegunEnd, BegunEndStore
 from appliance.core.store.trusted_time import timestamp
 from appliance.core.units import format_duration
 
@@ -47,6 +49,7 @@ class Retention:
     def __init__(
         self,
         recorder: TurnRecorder,
+        begun: BegunEndStore,
         quota: Quota,
         mirror_of: Callable[[str], Mirror],
         locks: MirrorLocks,
@@ -61,6 +64,7 @@ class Retention:
     ) -> None:
         self._recorder = recorder
         self._store = recorder.store
+        self._begun = begun
         self._quota = quota
         self._mirror_of = mirror_of
         self._locks = locks
@@ -90,6 +94,8 @@ class Retention:
         """Ends old sessions and archives idle ones of one repository. Raises GitmirrorError."""
         if not self._mirror_of(repo.name).exists():
             return
+        for begun in await asyncio.to_thread(self._begun.of, repo.name):
+            await self._finish(repo, begun)
         now = await self._time.now()
         if now is not None:
             await self._end_and_archive(repo, now)
@@ -175,10 +181,32 @@ class Retention:
             refs = [f"{ARCHIVE}{name}", *(ref for ref, commit in turns.items() if present.get(ref) == commit)]
             lines += [f"delete {ref} {present[ref]}\n" for ref in refs if ref in present]
         if mirror.exists():
-            await mirror.update_refs(lines)
+            await asyncio.to_thread(self._begun.begin, repo.name, ended, upto, reason)
+            try:
+                await mirror.update_refs(lines)
+            except GitError as error:
+                # A git that was killed at its deadline may have deleted some.
+                if not error.timed_out:
+                    await asyncio.to_thread(self._begun.take_back, repo.name, ended)
+                raise
         await asyncio.to_thread(self._store.end, repo.name, ended, reason, self._time.clock(), upto)
         for name in ended:
             log.info("%s: session %s %s", repo.name, name, reason)
+
+    async def _finish(self, repo: Repo, begun: BegunEnd) -> None:
+        """Finishes an end that a kill interrupted. Raises GitError if a push is writing the session."""
+        name = begun.session
+        session = await asyncio.to_thread(self._store.get, repo.name, name)
+        attempts = await asyncio.to_thread(self._store.applied, repo.name, name)
+        if session is None:
+            await asyncio.to_thread(self._begun.take_back, repo.name, [name])
+        elif max(attempts, default=0) <= begun.last_attempt:
+            await self.end(repo, [session], begun.reason)
+        else:
+            # What was pushed since is a new session. Turn refs that are still there are removed as leftovers.
+            last, upto, now = {name: begun.last_attempt}, {name: begun.upto}, self._time.clock()
+            await asyncio.to_thread(self._store.end, repo.name, last, begun.reason, now, upto)
+            self._publish(SessionsEnded(repo=repo))
 
     def _is_own(self, session: dict[str, Any]) -> bool:
         """Whether this node took the last turn of a session; its ref is at that turn then, unless a push moves it."""

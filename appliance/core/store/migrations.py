@@ -209,3 +209,16 @@ step(
         PRIMARY KEY (step, at)
     ) WITHOUT ROWID""",
 )
+
+step(
+    "0020_ends_begun",
+    # Sessions whose refs are being deleted, so that a kill before their rows are gone does not look like a loss.
+    """CREATE TABLE ends_begun (
+        repo TEXT NOT NULL,
+        session TEXT NOT NULL,
+        last_attempt INTEGER NOT NULL,
+        upto INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        PRIMARY KEY (repo, session)
+    ) WITHOUT ROWID""",
+)

@@ -93,7 +93,7 @@ def remove(
     append_note(connection, rfc3339(at), repo, name, session["ref"], session["tip"], reason)
     connection.table("session_ends").insert({"repo": repo, "session": name, "last_attempt": last})
     connection.conn.executemany("DELETE FROM turns WHERE id = ?", [(turn["id"],) for turn in doomed])
-    for table in ("sessions", "fleet_kept"):
+    for table in ("sessions", "fleet_kept", "ends_begun"):
         connection.execute(f"DELETE FROM {table} WHERE repo = ? AND session = ?", [repo, name])
     if left := _turns(connection, repo, name):
         renumber(connection, repo, name)

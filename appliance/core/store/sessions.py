@@ -168,17 +168,24 @@ class SessionStore:
         return [Unbooked(**row) for row in found]
 
     def recorded(self, repo: str) -> list[RecordedTurn]:
-        """Every turn of a repository that this node took, oldest first, including those that are not booked yet."""
+        """Every turn of a repository that this node took, oldest first, including those that are not booked yet.
+
+        Those of a session whose end has begun are left out, because their refs may be gone already.
+        """
         with self._database.reading() as connection:
             found = rows(
                 connection,
-                """SELECT id, session, commit_id AS "commit" FROM turns WHERE repo = ?1 AND away = 0
+                """SELECT id, session, commit_id AS "commit" FROM turns t WHERE repo = ?1 AND away = 0
+                   AND id > coalesce((SELECT last_attempt FROM ends_begun e
+                                      WHERE e.repo = t.repo AND e.session = t.session), 0)
                    UNION ALL
                    SELECT a.id, a.session, a.new FROM audit_events a
                    WHERE a.repo = ?1 AND a.kind = 'attempt' AND a.verdict = 'accepted' AND a.session IS NOT NULL
                    AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = a.id)
                    AND EXISTS (SELECT 1 FROM audit_events o WHERE o.attempt = a.id AND o.outcome = 'applied')
                    AND a.id > coalesce((SELECT max(e.last_attempt) FROM session_ends e
+                                        WHERE e.repo = a.repo AND e.session = a.session), 0)
+                   AND a.id > coalesce((SELECT last_attempt FROM ends_begun e
                                         WHERE e.repo = a.repo AND e.session = a.session), 0)
                    ORDER BY id""",
                 repo,

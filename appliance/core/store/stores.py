@@ -10,6 +10,7 @@ from appliance.core.store.alerts import AlertStore
 from appliance.core.store.allowed_repos import AllowedRepoStore
 from appliance.core.store.api_tokens import ApiTokenStore
 from appliance.core.store.audit import AuditLog
+from appliance.core.store.begun_ends import BegunEndStore
 from appliance.core.store.database import Database
 from appliance.core.store.disk_leases import DiskLeaseStore
 from appliance.core.store.figures import FigureStore
@@ -37,6 +38,7 @@ class Stores:
     audit: AuditLog
     activity: ActivityStore
     sessions: SessionStore
+    begun_ends: BegunEndStore
     turn_index: TurnIndexStore
     details: TurnDetailStore
     tokens: TokenStore
@@ -62,6 +64,7 @@ class Stores:
             audit,
             ActivityStore(database, time.time),
             SessionStore(database),
+            BegunEndStore(database),
             TurnIndexStore(database),
             TurnDetailStore(database, audit),
             TokenStore(database, time.time),

@@ -1,0 +1,81 @@
+"""An end that is interrupted between its refs and its rows is no loss, and is finished."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.core.errors import GitmirrorError
+from appliance.core.git.command import GitError
+from appliance.core.integrity.inspection import Inspection, look
+from appliance.core.integrity.recorded_refs import recorded_refs
+from appliance.core.recording.turns import TurnRecorder
+from appliance.core.store.audit import Attempt
+from tests.conftest import WIDGETS
+from tests.recording.conftest import (
+    AGENTS,
+    ARCHIVE,
+    TURNS,
+)
+from tests.recording.retained import DAY, MONTH, Bench, names, retained
+from tests.support.gitutil import git, refs
+
+bench = pytest.fixture(retained)
+"""A node that was shut down, with the sessions `old`, `kept` and `young`."""
+
+
+def interrupt_the_end(bench: Bench) -> None:
+    """Ends the session `old` until its refs are deleted, as a kill may."""
+    with bench.stores.database.writing() as connection:
+        connection.execute(
+            "CREATE TRIGGER killed BEFORE DELETE ON sessions BEGIN SELECT RAISE(ABORT, 'killed'); END",
+        )
+    with pytest.raises(GitmirrorError, match="killed"):
+        bench.look(MONTH - DAY)
+    with bench.stores.database.writing() as connection:
+        connection.execute("DROP TRIGGER killed")
+    assert "old" not in names(bench, AGENTS) | names(bench, ARCHIVE) and len(names(bench, TURNS)) == 2
+    assert {row["session"] for row in bench.stores.sessions.all()} == {"old", "kept", "young"}
+
+
+def test_an_end_that_was_interrupted_is_no_loss_and_is_finished(bench: Bench) -> None:
+    """Its refs are gone, its rows are not: the mirror is whole, and the next round ends it, whatever its age is now."""
+    interrupt_the_end(bench)
+    recorded = recorded_refs(bench.stores, WIDGETS)
+    assert len(recorded) == 4, "two sessions of one turn each"
+    assert bench.lab.run(look(bench.lab.mirror(WIDGETS), recorded)) == Inspection()
+    bench.stores.sessions.keep(WIDGETS, "old", True)
+    bench.look(1)
+    assert {row["session"] for row in bench.stores.sessions.all()} == {"kept", "young"}
+    assert [event["reason"] for event in bench.stores.audit.events() if event["kind"] == "note"] == [
+        "ended by retention after 30d"
+    ]
+    assert bench.stores.begun_ends.of(WIDGETS) == []
+
+
+def test_what_is_pushed_after_an_end_was_interrupted_is_a_new_session(bench: Bench) -> None:
+    """Only what was to be ended ends."""
+    interrupt_the_end(bench)
+    tip = refs(bench.mirror)[f"{AGENTS}kept"]
+    audit, ref = bench.stores.audit, f"{AGENTS}old"
+    [number] = audit.record_attempts([Attempt("p", WIDGETS, ref, "old", None, tip, "accepted", None, "c")])
+    audit.record_outcomes([(number, "applied", None)])
+    for name in (ref, f"{TURNS}{number}"):
+        git("update-ref", name, tip, cwd=bench.mirror)
+    assert recorded_refs(bench.stores, WIDGETS).items() >= {ref: tip, f"{TURNS}{number}": tip}.items()
+    bench.lab.run(TurnRecorder(bench.stores.sessions, bench.lab.mirror).catch_up())
+    bench.look(1)
+    [row] = bench.stores.sessions.matching(WIDGETS, "old")
+    assert (row["turns"], row["tip"]) == (1, tip)
+    assert tip in (refs(bench.mirror).get(ref), refs(bench.mirror).get(f"{ARCHIVE}old"))
+    assert bench.stores.begun_ends.of(WIDGETS) == []
+
+
+def test_an_end_that_a_push_prevents_has_not_begun(bench: Bench) -> None:
+    """git deletes no ref while another process holds one of them; the session goes on, and its refs count."""
+    lock = bench.mirror / "refs" / "agents" / "old.lock"
+    lock.touch()
+    recorded = recorded_refs(bench.stores, WIDGETS)
+    with pytest.raises(GitError, match="lock"):
+        bench.look(MONTH - DAY)
+    assert bench.stores.begun_ends.of(WIDGETS) == []
+    assert recorded_refs(bench.stores, WIDGETS) == recorded
