@@ -108,6 +108,7 @@ def test_kills_in_the_middle_of_everything(
     wait_until(lambda: serve.processes() == [serve.pid], message="serve is alone")
     for happened in ("maintained in", "ended by retention", "archived", "backup to"):
         assert happened in serve.log(), f"the storm had none of: {happened}"
+    assert "is damaged" not in serve.log(), "a kill looked like damage"
     assert serve.terminate() == 0
     # Not before, because a repack that goes on removes packs while fsck reads them.
     for name in registered:
