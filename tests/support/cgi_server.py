@@ -48,7 +48,7 @@ class CgiServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore the error of a client that disconnected; print the traceback of every other error."""
-        if not isinstance(sys.exception(), OSError):
+        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
 
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
             with tempfile.TemporaryFile() as body:
                 self._dispatch(body)
             self.wfile.flush()
-        except (Gone, OSError):
+        except (Gone, ConnectionError, TimeoutError):
             self.close_connection = True
 
     def _dispatch(self, body: IO[bytes]) -> None:
