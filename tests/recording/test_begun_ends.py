@@ -79,3 +79,16 @@ def test_an_end_that_a_push_prevents_has_not_begun(bench: Bench) -> None:
         bench.look(MONTH - DAY)
     assert bench.stores.begun_ends.of(WIDGETS) == []
     assert recorded_refs(bench.stores, WIDGETS) == recorded
+
+
+def test_leftovers_that_git_cannot_remove_now_wait_for_the_next_round(bench: Bench) -> None:
+    """A push that fails removes its own turn refs, perhaps while retention does."""
+    turn = bench.stores.sessions.turns(WIDGETS, "young")[0]
+    bench.stores.sessions.end(WIDGETS, {"young": turn.id}, "ended by a test", bench.now)
+    lock = bench.mirror / f"{TURNS}{turn.id}.lock"
+    lock.touch()
+    bench.look(0)
+    assert str(turn.id) in names(bench, TURNS)
+    lock.unlink()
+    bench.look(0)
+    assert str(turn.id) not in names(bench, TURNS)
