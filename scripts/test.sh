@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Runs all checks: ruff, mypy --strict, import contracts, shellcheck and pytest. Passes its arguments to pytest, which
-# runs at the top of the checkout. Skips tests marked slow unless the first argument is --all:
+# runs at the top of the checkout. Skips tests marked slow unless the first argument is --all. With --lint as the first
+# argument it runs everything but pytest, and with --tests nothing else:
 #
 #     scripts/test.sh
 #     scripts/test.sh --all
 #     scripts/test.sh tests/config -k credentials
+#     scripts/test.sh --tests --all tests/clients
 #
 # Needs CPython 3.11 or newer ($PYTHON can name it), git and, the first time, a package index: it creates .venv from
 # requirements/dev.txt, and again when that file changes. It installs the checkout again when pyproject.toml changes.
@@ -32,25 +34,37 @@ lint_imports() {
 }
 python=$PWD/.venv/bin/python
 
-step "ruff check" .venv/bin/ruff check .
-step "ruff format" .venv/bin/ruff format --check .
-step "mypy" "$python" -m mypy --strict
-step "lint-imports" lint_imports
+lint() {
+    local shell_scripts=(.ci/run) shellcheck=.venv/bin/shellcheck file types
+    # It takes longer than everything else here, and one processor.
+    step "mypy" "$python" -m mypy --strict &
+    types=$!
+    step "ruff check" .venv/bin/ruff check .
+    step "ruff format" .venv/bin/ruff format --check .
+    step "lint-imports" lint_imports
+    while IFS= read -r file; do
+        shell_scripts+=("$file")
+    done < <(find scripts appliance systemd -name '*.sh' | sort)
+    if ! [ -x $shellcheck ]; then
+        # There is no wheel for this platform.
+        shellcheck=$(command -v shellcheck) || shellcheck=""
+    fi
+    if [ -n "$shellcheck" ]; then
+        step "shellcheck" "$shellcheck" --external-sources "${shell_scripts[@]}"
+    else
+        echo "== shellcheck: skipped, because it has no wheel for this platform and is not on PATH" >&2
+    fi
+    wait $types
+}
 
-shell_scripts=(.ci/run)
-while IFS= read -r file; do
-    shell_scripts+=("$file")
-done < <(find scripts appliance systemd -name '*.sh' | sort)
-shellcheck=.venv/bin/shellcheck
-if ! [ -x $shellcheck ]; then
-    # There is no wheel for this platform.
-    shellcheck=$(command -v shellcheck) || shellcheck=""
-fi
-if [ -n "$shellcheck" ]; then
-    step "shellcheck" "$shellcheck" --external-sources "${shell_scripts[@]}"
-else
-    echo "== shellcheck: skipped, because it has no wheel for this platform and is not on PATH" >&2
-fi
+case ${1-} in
+    --lint)
+        lint
+        exit
+        ;;
+    --tests) shift ;;
+    *) lint ;;
+esac
 
 selection=(-m "not slow")
 if [ "${1-}" = --all ]; then
