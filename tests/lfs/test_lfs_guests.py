@@ -16,7 +16,8 @@ import pytest
 from tests.access.conftest import NOWHERE, SECRET
 from tests.conftest import WIDGETS
 from tests.lfs.node import DATA, ELSEWHERE, HIDDEN, LfsNode, contents, lfs_node, needs_git_lfs, run_git
-from tests.support.gitutil import git
+from tests.serving.fetch.test_transfers import half_read, transfers_of
+from tests.support.gitutil import git, wait_until
 from tests.support.lfs_server import MEDIA
 
 OIDS = {name: hashlib.sha256(data).hexdigest() for name, data in DATA.items()}
@@ -205,6 +206,30 @@ def test_guests_that_wait_for_an_upstream_hold_no_slot(node: LfsNode) -> None:
     for thread in waiting:
         thread.join(60)
     assert set(answers) <= {404, 503}
+
+
+@pytest.mark.slow
+def test_objects_are_among_what_guests_are_sent(node: LfsNode) -> None:
+    """While they come from the upstream, and from the store; a guest that hangs up is gone from the list."""
+    data = bytes(range(256)) * 40_000
+    oid = hashlib.sha256(data).hexdigest()
+    node.lfs.add(WIDGETS, data)
+    path = f"/{WIDGETS}/info/lfs/objects/{oid}?size={len(data)}"
+    facts = {"repo": WIDGETS, "want": oid, "shape": "LFS file", "size": len(data), "protocol": "http"}
+    node.lfs.faults.slow = 4_000_000
+    coming = threading.Thread(target=node.ask, args=("GET", path))
+    coming.start()
+    [running] = wait_until(lambda: transfers_of(node.serve), message="it is listed")
+    assert facts.items() <= running.items() and running["way"] == "miss"
+    wait_until(lambda: 0 < transfers_of(node.serve)[0]["bytes"] < len(data), message="its bytes are counted")
+    node.lfs.reset()
+    coming.join()
+    address = urlsplit(node.serve.http_url)
+    request = f"GET {path} HTTP/1.1\r\nHost: mirror\r\n\r\n".encode()
+    with half_read((address.hostname or "", address.port or 0), request):
+        [running] = wait_until(lambda: transfers_of(node.serve), message="it is listed")
+        assert facts.items() <= running.items() and running["way"] == "hit"
+    wait_until(lambda: not transfers_of(node.serve), timeout=60, message="it is gone from the list")
 
 
 def test_metrics_count_objects(node: LfsNode) -> None:

@@ -94,7 +94,8 @@ class RecordRoutes:
                 self._transfers, {200: Answer("All of it, the oldest first.", schemas.listed(_TRANSFER))},
                 details="`bytes` is what the guest has taken so far, `seconds` how long it has taken, and `size` how "
                 "much it is in total, or null while nobody knows. Nothing is sent before the answer is made; `way` is "
-                "null until serve has found out whether it has the answer.",
+                "null until serve has found out whether it has the answer. LFS files are among them; the record of "
+                "hydrations has none.",
             ),
             Operation(
                 "GET", "/v1/figures", "figures", "What the node did over time, for plots", Scope.READ, self._figures,

@@ -169,7 +169,8 @@ async def compose(
         observing.metrics, observing.push_watch,
     )  # fmt: skip
     attachments = HttpAttachments(recording.attachments, LARGEST)
-    lfs_routes = LfsRoutes(lfs, fetching.engine.budget, state.public_url, state.is_public)
+    running = fetching.engine.transfers
+    lfs_routes = LfsRoutes(lfs, fetching.engine.budget, state.public_url, state.is_public, running)
     ports = compose_ports(
         mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, attachments, lfs_routes,
         on_demand,

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +17,7 @@ from appliance.core.lfs.flight import Flight
 from appliance.core.lfs.objects import LfsObjects
 from appliance.core.lfs.pointers import Pointer
 from appliance.core.models import Repo
+from appliance.core.serving.fetch.transfers import Transfers, taken_of
 from appliance.core.serving.net.acceptor import Busy
 from appliance.core.serving.net.admission import Admission
 from appliance.core.serving.net.http import Exchange, HttpError
@@ -30,6 +32,8 @@ LFS_ROUTE = re.compile(r"(/.+)/info/lfs/(objects/batch|objects/[^/]+|locks(?:/.+
 MEDIA = "application/vnd.git-lfs+json"
 _LISTENER = "http"
 OBJECT = "application/octet-stream"
+SHAPE = "LFS file"
+"""What `GET /v1/transfers` calls it."""
 MOST_BODY = 2**20
 """Bytes of a batch request; git-lfs sends 100 objects, 14 kB."""
 MOST_OBJECTS = 1000
@@ -57,11 +61,13 @@ class LfsRoutes:
         budget: Budget,
         address: Callable[[str], str | None],
         is_public: Callable[[str], bool],
+        transfers: Transfers,
     ) -> None:
         self._objects = objects
         self._budget = budget
         self._address = address
         self._is_public = is_public
+        self._transfers = transfers
 
     async def handle(
         self, exchange: Exchange, repo: Repo, path: str, rest: str, admission: Admission, may_have: MayHave
@@ -154,15 +160,29 @@ class LfsRoutes:
         # No slot until it is here: an upstream that hangs would take all of them.
         found = await self._objects.open(repo, oid, size, WAIT)
         if isinstance(found, Flight):
-            await self._stream(exchange, found, may_have)
+            await self._stream(exchange, repo, found, may_have)
             return
         await may_have()
-        with self._objects.stock.in_use(repo, oid):
-            async with admission.place(exchange.seat):
-                await send_file(exchange, found, oid, OBJECT, {})
+        with self._objects.stock.in_use(repo, oid), ExitStack() as stack:
 
-    @staticmethod
-    async def _stream(exchange: Exchange, flight: Flight, may_have: MayHave) -> None:
+            def begins(count: int) -> None:
+                stack.enter_context(self._running(exchange, repo, oid, "hit", count))
+
+            async with admission.place(exchange.seat):
+                await send_file(exchange, found, oid, OBJECT, {}, begins)
+
+    @contextmanager
+    def _running(self, exchange: Exchange, repo: Repo, oid: str, way: str, size: int) -> Iterator[None]:
+        """Lists an object among what guests are being sent, from now to the end of the block."""
+        taken = taken_of(exchange.stream, exchange.body_from)
+        transfer = self._transfers.begin(repo, oid, SHAPE, exchange.caller, taken)
+        transfer.way, transfer.size = way, lambda: size
+        try:
+            yield
+        finally:
+            self._transfers.end(transfer)
+
+    async def _stream(self, exchange: Exchange, repo: Repo, flight: Flight, may_have: MayHave) -> None:
         """Sends an object as it arrives."""
         size, offset = flight.pointer.size, 0
         file = flight.open()
@@ -172,11 +192,12 @@ class LfsRoutes:
             await may_have()
             headers = {"content-type": OBJECT, "content-length": str(size), "etag": f'"{flight.pointer.oid}"'}
             await exchange.start(HTTPStatus.OK, headers)
-            while exchange.method != "HEAD" and offset < size:
-                await exchange.send_file(file, offset, ready - offset)
-                offset = ready
-                ready = await flight.ready_beyond(offset) if offset < size else size
-            await exchange.finish()
+            with self._running(exchange, repo, flight.pointer.oid, "miss", size):
+                while exchange.method != "HEAD" and offset < size:
+                    await exchange.send_file(file, offset, ready - offset)
+                    offset = ready
+                    ready = await flight.ready_beyond(offset) if offset < size else size
+                await exchange.finish()
         finally:
             flight.readers -= 1
             os.close(file)
