@@ -183,8 +183,14 @@ def test_an_interrupted_put_leaves_nothing(tmp_path: Path, nats: NatsCluster, ge
         assert data is not None and len(data) == row.bundle_size
 
 
-def test_a_purge_ends_a_turn_that_is_going_out(tmp_path: Path, nats: NatsCluster, generated_bare: Path) -> None:
-    """Its row is in the stream, and the node never heard so: the other nodes are told all the same."""
+@pytest.mark.parametrize("has_bundle", [True, False])
+def test_a_purge_ends_a_turn_that_is_going_out(
+    tmp_path: Path, nats: NatsCluster, generated_bare: Path, has_bundle: bool
+) -> None:
+    """Its row is in the stream, and the node never heard so: the other nodes are told all the same.
+
+    A turn at a commit of the upstream has no bundle.
+    """
     with (
         NatsProxy(nats.servers[0].host, nats.servers[0].port) as proxy,
         HttpUpstream(tmp_path / "upstream") as upstream,
@@ -197,10 +203,12 @@ def test_a_purge_ends_a_turn_that_is_going_out(tmp_path: Path, nats: NatsCluster
         b.wait_for_repo(WIDGETS)
         node = OutNode(a, upstream, nats, "default")
         guest = node.guest(tmp_path / "guest")
-        commit_turn(guest, "is going out")
+        if has_bundle:
+            commit_turn(guest, "is going out")
         proxy.after = b"PUB gitmirror.default.turns."
         assert node.push(guest, "going").returncode == 0
         [row] = node.wait_rows("going", 1)
+        assert (row.bundle is not None) == has_bundle
         wait_until(lambda: b.cli_json("sessions"), message="the other node lists it")
         a.cli("remove-repo", WIDGETS, "--purge", "--yes", check=False, timeout=120)
         assert node.database("SELECT 1 FROM turns") == []

@@ -74,6 +74,7 @@ class Announcer:
             or message.upto > 0
             or bool(waiting.document.get("rows"))
             # One may have gone out just before a kill, or before the answer of the server was lost.
+            or not dispatch.unclear.isdisjoint(message.uids)
             or await dispatch.has_any(message.uids)
         )
         if goes_out:
