@@ -17,7 +17,7 @@ from tests.support.generate import generate_repository
 from tests.support.nats import WHY_NOT
 from tests.support.netns import Cable, why_no_cable
 
-ROUNDS = int(os.environ.get("FLEET_ROUNDS", "15"))
+ROUNDS = int(os.environ.get("FLEET_ROUNDS", "12"))
 SEED = int(os.environ.get("FLEET_SEED", "0"))
 HEAL_EVERY = 10
 CUT_OFF = 60.0
