@@ -10,6 +10,7 @@ from appliance.core.integrity.inspection import Inspection, look
 from appliance.core.integrity.recorded_refs import recorded_refs
 from appliance.core.recording.turns import TurnRecorder
 from appliance.core.store.audit import Attempt
+from appliance.core.units import rfc3339
 from tests.conftest import WIDGETS
 from tests.recording.conftest import (
     AGENTS,
@@ -17,6 +18,7 @@ from tests.recording.conftest import (
     TURNS,
 )
 from tests.recording.retained import DAY, MONTH, Bench, names, retained
+from tests.store.test_fleet_turns import arrived, away_row
 from tests.support.gitutil import git, refs
 
 bench = pytest.fixture(retained)
@@ -67,6 +69,24 @@ def test_what_is_pushed_after_an_end_was_interrupted_is_a_new_session(bench: Ben
     [row] = bench.stores.sessions.matching(WIDGETS, "old")
     assert (row["turns"], row["tip"]) == (1, tip)
     assert tip in (refs(bench.mirror).get(ref), refs(bench.mirror).get(f"{ARCHIVE}old"))
+    assert bench.stores.begun_ends.of(WIDGETS) == []
+
+
+def test_what_another_node_took_after_an_end_was_interrupted_is_a_new_session(bench: Bench) -> None:
+    """It is told as recorded there, so the end that this node finishes must not reach it."""
+    tip = refs(bench.mirror)[f"{AGENTS}old"]
+    interrupt_the_end(bench)
+    # As if the kill had come before the refs were deleted.
+    git("update-ref", f"{AGENTS}old", tip, cwd=bench.mirror)
+    turns = bench.stores.fleet_turns
+    turns.join("a")
+    turns.begin("first", 0)
+    turns.apply([arrived(1, away_row(7, "old", at=rfc3339(bench.now)))])
+    assert bench.stores.sessions.matching(WIDGETS, "old")[0]["turns"] == 4
+    bench.look(1)
+    [row] = bench.stores.sessions.matching(WIDGETS, "old")
+    assert (row["turns"], row["tip"]) == (1, f"{7:040x}")
+    assert "old" not in names(bench, AGENTS) | names(bench, ARCHIVE)
     assert bench.stores.begun_ends.of(WIDGETS) == []
 
 

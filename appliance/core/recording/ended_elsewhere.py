@@ -14,7 +14,7 @@ from appliance.core.models import Repo
 from appliance.core.recording.attachments import Attachments
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.quota import Quota
-from appliance.core.recording.turns import ARCHIVE, TURNS
+from appliance.core.recording.turns import ARCHIVE, TURNS, moves_off
 from appliance.core.store.fleet_turns import FleetTurnStore
 from appliance.core.store.sessions import SessionStore
 
@@ -73,10 +73,5 @@ class EndedElsewhere:
             present = await mirror.local_refs(*refs, f"{AGENTS}{session}", f"{ARCHIVE}{session}")
             lines = [f"delete {ref} {oid}\n" for ref, oid in refs.items() if present.get(ref) == oid]
             left = await asyncio.to_thread(self._sessions.turns, repo, session)
-            ended = set(turns.values()) - {turn.commit for turn in left}
-            own = [turn.commit for turn in left if not turn.away]
-            for ref in (f"{AGENTS}{session}", f"{ARCHIVE}{session}"):
-                if (tip := present.get(ref)) in ended:
-                    lines.append(f"update {ref} {own[-1]} {tip}\n" if own else f"delete {ref} {tip}\n")
-            await mirror.update_refs(lines)
+            await mirror.update_refs(lines + moves_off(session, present, turns.values(), left))
         await asyncio.to_thread(self._fleet_turns.cleaned, repo, session, turns)

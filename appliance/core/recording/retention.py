@@ -26,7 +26,7 @@ from appliance.core.recording.fleet_time import FleetTime, NoFleetTime
 from appliance.core.recording.policy import AGENTS
 from appliance.core.recording.quota import Quota
 from appliance.core.recording.trusted_time import TrustedTime
-from appliance.core.recording.turns import ARCHIVE, TURNS, TurnRecorder
+from appliance.core.recording.turns import ARCHIVE, TURNS, TurnRecorder, moves_off
 from appliance.core.store.begun_ends import BegunEnd, BegunEndStore
 from appliance.core.store.trusted_time import timestamp
 from appliance.core.units import format_duration
@@ -194,19 +194,29 @@ class Retention:
             log.info("%s: session %s %s", repo.name, name, reason)
 
     async def _finish(self, repo: Repo, begun: BegunEnd) -> None:
-        """Finishes an end that a kill interrupted. Raises GitError if a push is writing the session."""
+        """Finishes an end that a kill interrupted. What was recorded since, here or on another node, is a new session.
+
+        Raises GitError if a push is writing the session.
+        """
         name = begun.session
         session = await asyncio.to_thread(self._store.get, repo.name, name)
-        attempts = await asyncio.to_thread(self._store.applied, repo.name, name)
         if session is None:
             await asyncio.to_thread(self._begun.take_back, repo.name, [name])
-        elif max(attempts, default=0) <= begun.last_attempt:
+            return
+        attempts = await asyncio.to_thread(self._store.applied, repo.name, name)
+        recorded, upto = await asyncio.to_thread(self._store.extent, repo.name, name)
+        if max(attempts, default=0) <= begun.last_attempt and upto <= begun.upto:
             await self.end(repo, [session], begun.reason)
-        else:
-            # What was pushed since is a new session. Turn refs that are still there are removed as leftovers.
-            last, upto, now = {name: begun.last_attempt}, {name: begun.upto}, self._time.clock()
-            await asyncio.to_thread(self._store.end, repo.name, last, begun.reason, now, upto)
-            self._publish(SessionsEnded(repo=repo))
+            return
+        last, places, now = {name: begun.last_attempt}, {name: begun.upto}, self._time.clock()
+        await asyncio.to_thread(self._store.end, repo.name, last, begun.reason, now, places)
+        left = await asyncio.to_thread(self._store.turns, repo.name, name)
+        ended = {*recorded.values(), *(commit for number, commit in attempts.items() if number <= begun.last_attempt)}
+        mirror = self._mirror_of(repo.name)
+        async with self._locks.shared(repo.name):
+            present = await mirror.local_refs(f"{AGENTS}{name}", f"{ARCHIVE}{name}")
+            await mirror.update_refs(moves_off(name, present, ended, left))
+        self._publish(SessionsEnded(repo=repo))
 
     def _is_own(self, session: dict[str, Any]) -> bool:
         """Whether this node took the last turn of a session; its ref is at that turn then, unless a push moves it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError
@@ -14,6 +14,7 @@ from appliance.core.git.history import turn_facts
 from appliance.core.git.mirror import Mirror
 from appliance.core.git.stored_refs import stored_refs
 from appliance.core.models import Turn
+from appliance.core.recording.policy import AGENTS
 from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.fleet_turns import FIRST_AWAY
 from appliance.core.store.sessions import SessionStore, Unbooked
@@ -120,6 +121,21 @@ class TurnRecorder:
         mirror = self._mirror_of(repo)
         present = await mirror.local_refs(*(f"{ARCHIVE}{session}" for session in sessions))
         await mirror.update_refs(f"delete {ref} {oid}\n" for ref, oid in present.items())
+
+
+def moves_off(session: str, present: Mapping[str, str], ended: Iterable[str], left: Sequence[Turn]) -> list[str]:
+    """Lines for `git update-ref` that move a session's ref off commits of turns that ended.
+
+    It moves to the last turn of this node that is left. A push that moved it meanwhile is the beginning of a new
+    session. `present` has the refs as they are.
+    """
+    gone = set(ended) - {turn.commit for turn in left}
+    own = [turn.commit for turn in left if not turn.away]
+    lines = []
+    for ref in (f"{AGENTS}{session}", f"{ARCHIVE}{session}"):
+        if (tip := present.get(ref)) in gone:
+            lines.append(f"update {ref} {own[-1]} {tip}\n" if own else f"delete {ref} {tip}\n")
+    return lines
 
 
 def turns_here(mirror: Path, turns: Sequence[Turn]) -> set[int]:
