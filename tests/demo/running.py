@@ -89,6 +89,6 @@ class DemoProcess:
     def wait(self, code: int = 0) -> None:
         """Waits until the demo has ended with `code`, and proves that nothing of it is left."""
         ended = wait_until(lambda: self.process.poll() is not None, timeout=60, message="the demo ends")
-        assert ended and self.process.returncode == code, self.output.read_text()
+        assert ended and self.process.returncode == code, (self.process.returncode, self.output.read_text())
         wait_until(lambda: not processes_of(self.base), message="every process has ended")
         assert self.places == []

@@ -87,6 +87,7 @@ def test_the_view_opens_and_nothing_is_left(tmp_path: Path, leave: Leave, code: 
             return demo.process.poll() is not None and not demo.places
 
         wait_until(ended, timeout=60, message="the demo has ended")
+        assert demo.process.returncode == code, shown[-3000:].decode(errors="replace")
         demo.wait(code)
         if code == 0:
             assert b"\x1b[?1049l" in shown, "the terminal is as it was"

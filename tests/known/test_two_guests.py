@@ -83,7 +83,8 @@ def test_two_guests_of_one_repository(node: KnownNode, tmp_path: Path) -> None:
     serve.restart()
     serve.wait_for_repo(WIDGETS)
     for name, road in roads.items():
-        assert ls_remote(road.url("git"))[0] == 0, name
+        code, said = ls_remote(road.url("git"))
+        assert code == 0, (name, said)
     for name in own:
         serve.cli("guest", "remove", name)
     assert list(node.sockets.iterdir()) == []

@@ -351,9 +351,11 @@ class Serve:
         """Wait until a ref of the mirror is at `oid` (None: does not exist). Reads the mirror itself."""
 
         def look() -> bool:
-            if not self.mirror(name).is_dir():
+            try:
+                code, found, _ = git_result("rev-parse", "--quiet", "--verify", ref, cwd=self.mirror(name))
+            except FileNotFoundError:
+                # There is no mirror yet, or a new one takes the place of another.
                 return oid is None
-            code, found, _ = git_result("rev-parse", "--quiet", "--verify", ref, cwd=self.mirror(name))
             return found == oid if code == 0 else oid is None
 
         wait_until(look, timeout=timeout, message=f"{ref} of {name} is at {oid}")

@@ -46,6 +46,7 @@ def test_tabs_and_keys(scene: Scene, monkeypatch: pytest.MonkeyPatch, size: tupl
         await seen.press(*"infra")
         await click(seen, "open", -1)
         await seen.until(lambda: isinstance(seen.app.screen, RepositoryScreen), "it opens")
+        await seen.until(lambda: "refreshes  refs" in seen.text, "its tabs are drawn")
         tabs = next(n for n, line in enumerate(seen.text.splitlines()) if "refreshes  refs" in line)
         await click(seen, "hydrations", tabs)
         assert seen.app.screen.listing.id == "hydrations"  # type: ignore[attr-defined]
