@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
+
 import pytest
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import GitError
+from appliance.core.git.mirror import Mirror
 from appliance.core.integrity.inspection import Inspection, look
 from appliance.core.integrity.recorded_refs import recorded_refs
 from appliance.core.recording.turns import TurnRecorder
@@ -99,6 +103,33 @@ def test_an_end_that_a_push_prevents_has_not_begun(bench: Bench) -> None:
         bench.look(MONTH - DAY)
     assert bench.stores.begun_ends.of(WIDGETS) == []
     assert recorded_refs(bench.stores, WIDGETS) == recorded
+
+
+def test_an_end_that_runs_was_not_interrupted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round of retention that comes while an operator ends a session waits, and does not end it a second time."""
+    [row] = bench.stores.sessions.matching(WIDGETS, "old")
+    update_refs = Mirror.update_refs
+
+    async def both() -> None:
+        reached, going_on = asyncio.Event(), asyncio.Event()
+
+        async def held(mirror: Mirror, lines: Iterable[str]) -> None:
+            reached.set()
+            await going_on.wait()
+            await update_refs(mirror, lines)
+
+        monkeypatch.setattr(Mirror, "update_refs", held)
+        ending = asyncio.create_task(bench.room.end(bench.repo, [row], "ended by an operator"))
+        await reached.wait()
+        looking = asyncio.create_task(bench.room.look_after(bench.repo))
+        done, _ = await asyncio.wait({looking}, timeout=0.3)
+        assert not done and bench.stores.begun_ends.of(WIDGETS)
+        going_on.set()
+        await asyncio.gather(ending, looking)
+
+    bench.lab.run(both())
+    notes = [event["reason"] for event in bench.stores.audit.events() if event["kind"] == "note"]
+    assert notes == ["ended by an operator"] and bench.stores.begun_ends.of(WIDGETS) == []
 
 
 def test_leftovers_that_git_cannot_remove_now_wait_for_the_next_round(bench: Bench) -> None:

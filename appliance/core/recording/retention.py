@@ -76,6 +76,8 @@ class Retention:
         self._node = node
         self._fleet = fleet or NoFleetTime()
         self._endurance = Endurance(log, "retention")
+        self._ending = asyncio.Lock()
+        """Held by each end, so that one that has begun and is not finished was interrupted."""
 
     async def run(self) -> None:
         """Runs rounds until cancelled."""
@@ -94,8 +96,9 @@ class Retention:
         """Ends old sessions and archives idle ones of one repository. Raises GitmirrorError."""
         if not self._mirror_of(repo.name).exists():
             return
-        for begun in await asyncio.to_thread(self._begun.of, repo.name):
-            await self._finish(repo, begun)
+        async with self._ending:
+            for begun in await asyncio.to_thread(self._begun.of, repo.name):
+                await self._finish(repo, begun)
         now = await self._time.now()
         if now is not None:
             await self._end_and_archive(repo, now)
@@ -148,6 +151,10 @@ class Retention:
         Raises GitError if a push wrote one of them meanwhile. That session and the others of its transaction are then
         unchanged.
         """
+        async with self._ending:
+            await self._end_all(repo, sessions, reason)
+
+    async def _end_all(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
         try:
             for batch in _batches(sessions):
                 async with self._locks.shared(repo.name):
@@ -206,7 +213,7 @@ class Retention:
         attempts = await asyncio.to_thread(self._store.applied, repo.name, name)
         recorded, upto = await asyncio.to_thread(self._store.extent, repo.name, name)
         if max(attempts, default=0) <= begun.last_attempt and upto <= begun.upto:
-            await self.end(repo, [session], begun.reason)
+            await self._end_all(repo, [session], begun.reason)
             return
         last, places, now = {name: begun.last_attempt}, {name: begun.upto}, self._time.clock()
         await asyncio.to_thread(self._store.end, repo.name, last, begun.reason, now, places)
