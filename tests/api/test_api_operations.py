@@ -32,6 +32,12 @@ def held(state: Path) -> Iterator[None]:
         other.close()
 
 
+def begun(state: Path) -> bool:
+    """Whether an end of a session has begun."""
+    with contextlib.closing(sqlite3.connect(state / "gitmirror.db")) as other:
+        return bool(other.execute("SELECT 1 FROM ends_begun").fetchone())
+
+
 @pytest.mark.slow
 def test_a_session_is_ended_wholly_without_its_client(
     serve_factory: ServeFactory, upstream: HttpUpstream, tmp_path: Path
@@ -43,14 +49,19 @@ def test_a_session_is_ended_wholly_without_its_client(
     git("clone", "-q", f"{serve.git_url}/{WIDGETS}", str(tmp_path / "guest"))
     git("push", "-q", "origin", "HEAD:refs/agents/one", cwd=tmp_path / "guest")
     wait_until(lambda: call(layout, "GET", "/v1/sessions")["items"], message="it is recorded")
+    # git waits for this lock. Meanwhile it is stored that the end has begun, and the next change of the database waits.
+    mirror = serve.mirror(WIDGETS)
+    git("config", "core.packedRefsTimeout", "60000", cwd=mirror)
+    (mirror / "packed-refs.lock").touch()
+    wire = Wire(layout.control_socket).say(request("DELETE", f"/v1/repos/{WIDGETS}/sessions/one"))
+    wait_until(lambda: begun(serve.state), message="its end has begun")
     with held(serve.state):
-        path = f"/v1/repos/{WIDGETS}/sessions/one"
-        wire = Wire(layout.control_socket).say(request("DELETE", path))
+        (mirror / "packed-refs.lock").unlink()
+        wait_until(lambda: "refs/agents/one" not in refs(mirror), message="its ref is gone")
         before = len(serve.log())
         wire.close()
         wait_until(lambda: "ended early" in serve.log()[before:], message="the client is missed")
-    wait_until(lambda: not call(layout, "GET", "/v1/sessions")["items"], message="its turns are gone")
-    assert not [ref for ref in refs(serve.mirror(WIDGETS)) if ref.startswith(("refs/agents/", "refs/gitmirror/turns/"))]
+    wait_until(lambda: not call(layout, "GET", "/v1/sessions")["items"], message="its turns are gone, too")
 
 
 @pytest.mark.slow

@@ -72,9 +72,9 @@ def test_a_guest_that_waits_for_a_tar(tmp_path: Path) -> None:
         assert "[workspace]" in config
         node.serve.config.write_text(config.replace("[workspace]", '[workspace]\nlfs = "content"'))
         node.serve.reload()
+        wait_until(lambda: node.lfs.count("object") > 0, message="a build waits for objects")
         with ThreadPoolExecutor(2) as pool:
             waiting = pool.submit(node.ask, "GET", f"/{WIDGETS}/workspace.tar?history=tip")
-            wait_until(lambda: node.lfs.count("object") > 0, message="the build waits for objects")
             make_private(node)
             node.lfs.reset()
             status, _, text = waiting.result(90)

@@ -38,7 +38,11 @@ def test_a_command_and_a_url_get_every_event(
 
         wait_until(lambda: come(documents(lines)) and come(catcher.bodies), message="all events arrive")
         wait_until(lambda: documents(lines) == catcher.bodies, message="both have the same, in the same order")
-        hydrated = [each for each in catcher.bodies if each["event"] == "hydrated"]
+
+        def hydrations() -> list[dict[str, Any]]:
+            return [each for each in catcher.bodies if each["event"] == "hydrated"]
+
+        hydrated = wait_until(lambda: found if len(found := hydrations()) >= 7 else None, message="all have ended")
         assert len(hydrated) == sum(each["event"] == "hydrating" for each in catcher.bodies) >= 7
         for found in (documents(lines), catcher.bodies):
             assert {each["event"] for each in found} == {"refs-moved", "hydrating", "hydrated", "recorded", "failing"}

@@ -353,7 +353,7 @@ class Serve:
         def look() -> bool:
             try:
                 code, found, _ = git_result("rev-parse", "--quiet", "--verify", ref, cwd=self.mirror(name))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 # There is no mirror yet, or a new one takes the place of another.
                 return oid is None
             return found == oid if code == 0 else oid is None
