@@ -86,11 +86,10 @@ class HttpUpstream(_Upstream):
         """Act like a killed server: cut open connections and refuse new ones. The port stays reserved."""
         if self._server is None:
             return
-        self._server.shutdown()
-        self._acceptor.join()
         # A child that is just being started holds a copy of the socket until it execs. Without the shutdown, the port
         # could not be bound again.
         self._server.socket.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
         self._server.server_close()
         self._server = None
         # The socket is bound but does not listen, so connects are refused and no other test gets the port.
@@ -103,7 +102,7 @@ class HttpUpstream(_Upstream):
             return
         self._socket.listen(256)
         self._server = CgiServer(self._socket, self._traffic)
-        self._acceptor = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._acceptor = threading.Thread(target=self._server.accept_all, daemon=True)
         self._acceptor.start()
 
     @property
