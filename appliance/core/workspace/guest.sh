@@ -79,7 +79,6 @@ gitmirror__hydrate() {
     export GIT_LFS_SKIP_SMUDGE
     # Everything written before the end is removed with the claim, so processes need no time to clean up.
     signal=KILL
-    late=''
     trap 'late=yes' HUP INT TERM
     gitmirror__choose_hold
     gitmirror__claim "$2"
@@ -300,7 +299,7 @@ gitmirror__begin() {
         GIT_COMMON_DIR GIT_NAMESPACE GIT_CONFIG GIT_LITERAL_PATHSPECS GIT_GLOB_PATHSPECS GIT_NOGLOB_PATHSPECS \
         GIT_ICASE_PATHSPECS
     coding='' child='' born='' watch='' more='' claim='' hold='' disk=no history=tip by_list='' signal=TERM lost=no full=no
-    moved=no partial=no only='' idle=10
+    late='' moved=no partial=no only='' idle=10
     gitmirror__has git || gitmirror__die 'git is not installed'
     # Disable this guest's fsmonitor and hooks, because even commands that only read the index run the fsmonitor, and
     # others run the hooks.
@@ -484,6 +483,7 @@ gitmirror__start() {
 # Handles a signal from the harness: ends everything that the kit started, and leaves DIR as it was.
 gitmirror__interrupted() {
     trap '' HUP INT TERM
+    late=yes
     if [ -n "$kit_born" ]; then
         gitmirror__end "$kit" "$kit_born"
     else
@@ -495,15 +495,27 @@ gitmirror__interrupted() {
 
 # Sets `pid`, `parent`, `state` and `start` (its start time since boot) of a process. A process id may be reused soon, but
 # together with the start time it is unique.
-gitmirror__look() {
-    read -r line 2>/dev/null <"/proc/$1/stat" || return 1
-    pid=${line%% *}
+gitmirror__look() { gitmirror__first_line "/proc/$1/stat" && gitmirror__parse "$line"; }
+
+# Does the same from $1, what the kernel says of a process.
+gitmirror__parse() {
+    pid=${1%% *}
     # Skip the name in parentheses, which may contain any character.
     IFS=' '
     # shellcheck disable=SC2086
-    set -- ${line##*) }
+    set -- ${1##*) }
     IFS=$newline
     state=${1-} parent=${2-} start=${20-}
+}
+
+# Sets `line` to the first line of a file. Returns 1 if there is none.
+gitmirror__first_line() {
+    if [ -z "$late" ]; then
+        read -r line 2>/dev/null <"$1"
+    else
+        # Once a shell has handled a signal, `read` never returns there in busybox 1.38.0, nor in what the shell forks.
+        line=$(cat "$1" 2>/dev/null) && line=${line%%"$newline"*}
+    fi
 }
 
 # Whether process $1 with start time $2 is still alive. A zombie counts as dead.
@@ -518,18 +530,25 @@ gitmirror__end() {
     gitmirror__lives "$1" "$2" || return 0
     family=$newline$1$newline grown=yes
     [ "$1" = "$kit" ] || kill -STOP "$1" 2>/dev/null
-    set +f
     while [ "$grown" = yes ] && [ -n "$2" ]; do
         grown=no
-        for entry in /proc/[0-9]*; do
-            gitmirror__look "${entry#/proc/}" || continue
+        set +f
+        listed=$(cat /proc/[0-9]*/stat 2>/dev/null)
+        set -f
+        for entry in $listed; do
+            gitmirror__parse "$entry"
             case $family in
             *"$newline$pid$newline"*) ;;
-            *"$newline$parent$newline"*) family=$family$pid$newline grown=yes && kill -STOP "$pid" 2>/dev/null ;;
+            *"$newline$parent$newline"*)
+                # Look again, because a process may have a name that looks like another process's line.
+                gitmirror__look "$pid" || continue
+                case $family in
+                *"$newline$parent$newline"*) family=$family$pid$newline grown=yes && kill -STOP "$pid" 2>/dev/null ;;
+                esac
+                ;;
             esac
         done
     done
-    set -f
     for pid in $family; do
         [ "$pid" = "$kit" ] || { kill -s "$signal" "$pid" && kill -s CONT "$pid"; } 2>/dev/null
     done
@@ -736,7 +755,7 @@ gitmirror__claim() {
         [ -e "$place" ] || gitmirror__is_free || gitmirror__die "$1 is not empty; nothing was changed"
     fi
     me=$kit
-    if read -r line 2>/dev/null </proc/sys/kernel/random/boot_id; then me="$kit $kit_born $line"; fi
+    if gitmirror__first_line /proc/sys/kernel/random/boot_id; then me="$kit $kit_born $line"; fi
     [ "$inside" = no ] || gitmirror__look_beside
     until gitmirror__take_turn; do
         # Another process was faster, or the turn's owner has not signed it yet.
@@ -808,7 +827,7 @@ gitmirror__find_turn() {
 }
 
 # Sets `owner` to the signature in `turn`.
-gitmirror__read_owner() { read -r owner 2>/dev/null <"$place/$turn/owner" || owner=''; }
+gitmirror__read_owner() { if gitmirror__first_line "$place/$turn/owner"; then owner=$line; else owner=''; fi; }
 
 gitmirror__owner_lives() {
     IFS=' '
@@ -1289,7 +1308,8 @@ gitmirror__choose_hold() {
 # Unmounts everything in `hold`. The mount on DIR stays, because an overlay keeps its layers by itself.
 gitmirror__close_disk() {
     [ -n "$hold" ] && [ -d "$hold" ] || return 0
-    if read -r suffix 2>/dev/null <"$hold/suffix" && [ ! -e "$hold/placed" ]; then
+    if gitmirror__first_line "$hold/suffix" && [ ! -e "$hold/placed" ]; then
+        suffix=$line
         # Nothing is mounted in the directory for changes itself, and no workspace will have these changes.
         umount -l "$hold/merged" 2>/dev/null
         case $suffix in */*) ;; *) rm -rf "${hold:?}/disk/${hold##*/}$suffix" ;; esac
