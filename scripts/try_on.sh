@@ -19,7 +19,7 @@
 # their own and end with the script, and so does the emulation.
 set -euo pipefail
 
-packages=python3,python3-venv,git,ca-certificates,curl,iproute2,procps,openssl,openssh-server,busybox
+packages=python3,python3-venv,git,ca-certificates,curl,iproute2,procps,openssl,openssh-client,openssh-server,busybox,e2fsprogs
 
 fail() {
     echo "${0##*/}: $*" >&2
@@ -54,7 +54,7 @@ outside() {
         trap stop_emulating EXIT
         trap 'exit 130' INT TERM
     fi
-    [ -e "$system/usr/bin/git" ] || make_system "$suite" "$system" "$arch"
+    [ "$(cat "$system/packages" 2>/dev/null)" = "$packages" ] || make_system "$suite" "$system" "$arch"
     copy_checkout "$here" "$system/checkout"
     if [ -n "$arch" ] && [ $# -eq 0 ]; then
         "$here/scripts/build_pyz.sh"
@@ -105,6 +105,7 @@ make_system() {
         tail -n 20 "$2.log" >&2
         fail "debootstrap failed, see $2.log"
     fi
+    echo "$packages" >"$2.new/packages"
     mv "$2.new" "$2"
 }
 
@@ -141,9 +142,14 @@ inside() {
     for path in $(python3 -m pip config list 2>/dev/null | grep -o "/[^'\" ]*" || true); do
         show "$path"
     done
+    # Not by chroot, because whoever enters a mount namespace, as tests of drives do, begins at the namespace's root.
+    mkdir -p "$system/outside"
+    cd "$system"
+    pivot_root . outside
     cd /
+    umount --lazy /outside
     # shellcheck disable=SC2016  # for the shell in there
-    chroot "$system" /usr/bin/env -i "${environment[@]}" bash -c '
+    exec /usr/bin/env -i "${environment[@]}" bash -c '
         . /etc/os-release
         echo "$PRETTY_NAME on $(uname -m), $(python3 --version), $(git --version)" >&2
         cd /checkout
