@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar
 
 from textual import on
 from textual.actions import SkipAction
-from textual.app import App
+from textual.app import App, ScreenStackError
 from textual.binding import Binding, BindingType
 from textual.notifications import SeverityLevel
 from textual.screen import ModalScreen
@@ -122,6 +123,15 @@ class Tui(App[None]):
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Adds our tones to a theme that lacks them."""
         return dict(THEMES[0].variables)
+
+    def clear_selection(self) -> None:
+        """Clears the selection on the screen, once there is one.
+
+        From Python 3.12 on, Textual starts widgets at once, also those of the first screen, which is no screen of the
+        app's until they have all begun. Each field clears the selection when it begins.
+        """
+        with suppress(ScreenStackError):
+            super().clear_selection()
 
     def on_mount(self) -> None:
         """Starts reading."""

@@ -105,6 +105,9 @@ def drive(app: Tui, script: Callable[[Seen], Awaitable[None]], size: tuple[int, 
     """Runs the view, and the script beside it."""
 
     async def run() -> None:
+        if hasattr(asyncio, "eager_task_factory"):
+            # As Textual does in a terminal, from Python 3.12 on.
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
         async with app.run_test(size=size, notifications=True) as pilot:
             await script(Seen(app, pilot))
 
