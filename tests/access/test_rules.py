@@ -7,6 +7,7 @@ import base64
 import contextlib
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -198,6 +199,7 @@ def test_the_door_knows_a_token_by_its_repository_alone() -> None:
     assert find("/acme/nowhere", f"Bearer {token}") is None and asked == [token]
 
 
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh")
 def test_doctor_looks_at_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each by itself: there, closed to others, not empty; ssh and the command there at all."""
     token, key, hosts = tmp_path / "token", tmp_path / "key", tmp_path / "hosts"

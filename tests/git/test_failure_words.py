@@ -128,7 +128,7 @@ def test_what_is_no_damage_advises_no_purge(repository: Path) -> None:
     found = {
         Kind.LOCKED: said_by_git("update-ref", "refs/heads/x", "main", cwd=repository),
         Kind.REF: said_by_git("update-ref", f"refs/heads/{'n' * 300}", "main", cwd=repository),
-        Kind.OPEN_FILES: said_by_git("update-ref", "refs/heads/z", "main", cwd=repository, files=4),
+        Kind.OPEN_FILES: said_by_git("update-ref", "refs/heads/z", "main", cwd=repository, files=3),
     }
     for kind, said in found.items():
         assert advice_on(said)[0] is kind, said
@@ -141,7 +141,8 @@ def test_what_is_no_damage_advises_no_purge(repository: Path) -> None:
 def test_a_wrong_owner_is_no_damage(repository: Path) -> None:
     """Real git's "dubious ownership"."""
     os.chown(repository, 12345, 12345)
-    said = said_by_git("upload-pack", "--strict", str(repository), cwd=repository.parent)
+    # The upload-pack of git 2.55 serves it all the same.
+    said = said_by_git("rev-parse", "main", cwd=repository)
     assert "dubious" in said
     assert advice_on(said)[0] is Kind.PERMISSION
     assert "purge" not in advice_on(said)[1] and "chown" in advice_on(said)[1]

@@ -24,6 +24,7 @@ from appliance.core.store.disk_leases import (
     DiskLeaseStore,
     UnknownLease,
 )
+from tests.support.tars import unpack_tar
 
 WIDGETS = Repo(1, "acme/widgets", "https://h/acme/widgets", None, "cli", None, True, 0.0)
 TOOLS = Repo(2, "acme/tools", "https://h/acme/tools", None, "cli", None, True, 0.0)
@@ -177,7 +178,7 @@ def test_names_of_any_bytes_are_stored(clocked: Clocked) -> None:
 def test_the_database_of_the_version_before_gets_the_table(tmp_path: Path) -> None:
     """Opening it migrates it, and leases are stored in it at once."""
     with tarfile.open(Path(__file__).parent / "fixtures" / "state-0.1.0.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack_tar(archive, tmp_path)
     stores = open_stores(Layout(tmp_path / "state"), create=False)
     assert stores.disk_leases.live() == []
     repo = stores.registry.get("acme/widgets")

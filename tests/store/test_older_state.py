@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.gitutil import commit_files, git, refs, wait_until
 from tests.support.serve import Serve
+from tests.support.tars import unpack_tar
 
 PACKED = Path(__file__).parent / "fixtures" / "state-0.1.0.tar.xz"
 HEAD = "f1d0961df46d2c011ec60d6086ec4fbee610c4a814b37f361d2bbdbf75d90f3a"
@@ -27,7 +28,7 @@ REWRITTEN = 4
 def old(tmp_path: Path) -> Serve:
     """A `serve`, not started, on a copy of the old directory."""
     with tarfile.open(PACKED) as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack_tar(archive, tmp_path)
     return Serve(
         tmp_path / "state",
         refresh={"allow_local": True, "interval": "60s"},

@@ -20,6 +20,7 @@ from appliance.core.store.database import Database, rows
 from appliance.core.store.fleet_turns import FIRST_AWAY
 from tests.support.gitutil import git_result
 from tests.support.serve import Serve
+from tests.support.tars import unpack_tar
 
 PACKED = Path(__file__).parent / "fixtures" / "state-before-fleet.tar.xz"
 HEAD = "5089da8238db5924c30f0b2500cbeb1978460c0002f6c2e79008d658f5949cb0"
@@ -30,7 +31,7 @@ WIDGETS = "acme/widgets"
 def old(tmp_path: Path) -> Path:
     """A copy of the old directory; its upstream is gone."""
     with tarfile.open(PACKED) as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack_tar(archive, tmp_path)
     return tmp_path / "state"
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.gitutil import commit_files, git
 from tests.support.serve import Serve
+from tests.support.tars import unpack_tar
 
 PACKED = Path(__file__).parent / "fixtures" / "state-before-guests.tar.xz"
 HEAD = "94eaa9ea5a9377e32ca527bc457f6ee3f888077bbd7e52e4bf308ce6236d3f53"
@@ -25,7 +26,7 @@ NAME = "acme/widgets"
 def old(tmp_path: Path) -> Serve:
     """A `serve`, not started, on a copy of the old directory; its upstream is gone."""
     with tarfile.open(PACKED) as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack_tar(archive, tmp_path)
     return Serve(
         tmp_path / "state",
         repos=[{"url": "/tmp/fx/up", "name": NAME}],

@@ -16,6 +16,7 @@ from appliance.core.node.state_dir import open_stores
 from appliance.core.store.registry import Wanted
 from tests.support.gitutil import git_result
 from tests.support.serve import Serve
+from tests.support.tars import unpack_tar
 
 PACKED = Path(__file__).parent / "fixtures" / "state-before-whole-workspaces.tar.xz"
 HEAD = "274fa7cbad9a012b0df70f9adbf470941d2f24459fb21e778c837d1d313ada0e"
@@ -26,7 +27,7 @@ NAMES = {"acme/widgets": "config", "acme/tools": "cli"}
 def old(tmp_path: Path) -> Path:
     """A copy of the old directory; its upstream is gone."""
     with tarfile.open(PACKED) as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack_tar(archive, tmp_path)
     return tmp_path / "state"
 
 

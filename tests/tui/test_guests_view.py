@@ -25,6 +25,7 @@ from appliance.tui.widgets.lines import Lines
 from appliance.tui.widgets.listing import Listing
 from tests.conftest import WIDGETS
 from tests.support.serve import ROOT
+from tests.support.tars import unpack_tar
 from tests.tui.drive import NARROW, Seen, drive
 from tests.tui.scene import NOW, PULSE, TRANSFERS, Make, Scene, build, build_empty
 from tests.tui.test_session_list import row
@@ -262,7 +263,7 @@ def test_no_serve_or_one_that_is_older(
 def test_a_database_of_the_version_before(tmp_path: Path) -> None:
     """It has no guests, and no row of it says which guest it was."""
     with tarfile.open(ROOT / "tests" / "store" / "fixtures" / "state-0.1.0.tar.xz") as packed:
-        packed.extractall(tmp_path, filter="data")
+        unpack_tar(packed, tmp_path)
     [database] = tmp_path.rglob("gitmirror.db")
     queries = NodeQueries(StateNode(Layout(database.parent), load_config(None), create=False))
     assert queries.guests() == []

@@ -68,6 +68,7 @@ def test_rows(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         await seen.shows(f"● {WIDGETS}")
         await click(seen, f"▌{WIDGETS}")
         await seen.until(lambda: isinstance(seen.app.screen, RepositoryScreen), "it opens")
+        await seen.shows("11:59:49")
         await click(seen, "11:59:49")
         await click(seen, "11:59:49")
         assert isinstance(seen.app.screen, Whole)

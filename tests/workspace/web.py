@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.support.tars import unpack_tar
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -47,5 +49,5 @@ def unpack(reply: Reply, path: Path) -> Path:
     assert reply.status == 200, reply.body
     path.mkdir(parents=True)
     with reply.tar() as tar:
-        tar.extractall(path, filter="fully_trusted")
+        unpack_tar(tar, path, filter="fully_trusted")
     return path

@@ -139,6 +139,15 @@ def make_drives(
     return Drives(tree, data)
 
 
+def make_ext4(path: Path, size: int) -> None:
+    """Makes a file with an empty ext4 of `size` bytes. Skips the test where that cannot be made."""
+    if shutil.which("mke2fs") is None:
+        pytest.skip("there is no mke2fs")
+    with path.open("wb") as file:
+        file.truncate(size)
+    assert run_process(["mke2fs", "-q", "-t", "ext4", str(path)]).returncode == 0
+
+
 class Machine:
     """A mount namespace with block devices, which ends with the test or with the process that made it."""
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import WIDGETS
-from tests.support.gitutil import git, run_process
+from tests.support.gitutil import git
 from tests.workspace.conftest import EVERY_SHELL, Guest
-from tests.workspace.disk.drives_lab import DATA_ID, SECTOR, Drives, Machine
+from tests.workspace.disk.drives_lab import DATA_ID, SECTOR, Drives, Machine, make_ext4
 from tests.workspace.disk.guest.conftest import UPSTREAM, MakeDrives
 
 BLOCK = 4096
@@ -274,9 +274,7 @@ def test_changes_may_go_to_a_disk_of_the_machine(
 ) -> None:
     """GITMIRROR_UPPER is an ext4; each hydration has a directory of its own there, and one that fails leaves none."""
     upper = tmp_path / "upper"
-    with upper.open("wb") as file:
-        file.truncate(64 << 20)
-    assert run_process(["mke2fs", "-q", "-t", "ext4", str(upper)]).returncode == 0
+    make_ext4(upper, 64 << 20)
     device = machine.attach(upper, writable=True)
     drives = made("erofs")
     guest = lone_guest.with_(GITMIRROR_DRIVES=machine.drives(drives), GITMIRROR_UPPER=device)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import WIDGETS
-from tests.support.gitutil import git, kill_group, run_process, wait_until
+from tests.support.gitutil import git, kill_group, wait_until
 from tests.support.processes import processes_of
 from tests.workspace.conftest import EVERY_SHELL, Guest
-from tests.workspace.disk.drives_lab import Machine
+from tests.workspace.disk.drives_lab import Machine, make_ext4
 from tests.workspace.disk.guest.conftest import MakeDrives
 from tests.workspace.disk.guest.test_kit_disk import assert_whole, tip_of
 
@@ -74,9 +74,7 @@ def holds(machine: Machine, kit: int) -> list[Path]:
 
 def upper_of(machine: Machine, tmp_path: Path) -> str:
     """A device with an ext4 for what is changed."""
-    with (tmp_path / "upper").open("wb") as file:
-        file.truncate(32 << 20)
-    assert run_process(["mke2fs", "-q", "-t", "ext4", str(tmp_path / "upper")]).returncode == 0
+    make_ext4(tmp_path / "upper", 32 << 20)
     return machine.attach(tmp_path / "upper", writable=True)
 
 
