@@ -341,6 +341,16 @@ assert status["serving"] and status["repos"][0]["state"] == "fresh", status
 print("serving", status["version"], status["git"])'
 }
 
+view_opens() {
+    # `script` gives it a terminal, and what it draws goes into a file; `q` leaves it.
+    local tui='stty rows 32 cols 120; TERM=xterm /usr/local/bin/gitmirror.pyz tui'
+    (sleep 10 && printf q) | timeout 60 runuser -u oper -- script --quiet --return --command "$tui" /tmp/view >/dev/null
+    grep --text --only-matching acme/project /tmp/view | head -n 1
+    if ! grep --text --quiet acme/project /tmp/view || grep --text Traceback /tmp/view; then
+        return 1
+    fi
+}
+
 stranger_may_not() {
     local connect='import socket; socket.socket(socket.AF_UNIX).connect("/run/gitmirror/control.sock")'
     useradd --create-home stranger
@@ -600,6 +610,7 @@ inside() {
     check "everything belongs to the service's user" is_owned
     check "the control socket has mode 0660 and the service's group" control_socket
     check "a member of the group may read the status" operator_may
+    check "the live view opens for a member of the group" view_opens
     check "another user may not connect" stranger_may_not
     check "the admin port answers" admin_answers
     check "reload keeps the process" reloads
