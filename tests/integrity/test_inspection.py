@@ -71,7 +71,7 @@ def test_a_session_may_be_in_the_archive_before_the_database_knows(scene: Scene)
 
 
 def test_objects_that_came_meanwhile_are_not_missing(scene: Scene) -> None:
-    """fsck lists the objects first and reads the refs afterwards, so it calls missing what a push brought in between.
+    """fsck lists loose objects first and reads the refs last, so it calls missing what a push brought in between.
 
     A lease on the last loose object stops fsck in the middle: whoever opens the file waits until it is given up.
     """
@@ -86,7 +86,7 @@ def test_objects_that_came_meanwhile_are_not_missing(scene: Scene) -> None:
             tip = add_commit(scene.path, "main", {f"new-{n}.txt": f"{n}\n" for n in range(20)})
         finally:
             fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    signal.signal(signal.SIGIO, ignored)
+            signal.signal(signal.SIGIO, ignored)
     assert (scene.path / "objects" / tip[:2] / tip[2:]).exists(), "it would not be missed in a pack"
     assert inspection.result() == Inspection()
     (scene.path / "objects" / tip[:2] / tip[2:]).unlink()

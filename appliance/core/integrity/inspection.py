@@ -138,7 +138,7 @@ async def examine(mirror: Mirror, recorded: RecordedRefs, depth: Depth) -> Findi
         faults += await _read(_changed_files, mirror.path)
     if depth >= Depth.OBJECTS and (mirror.path / "HEAD").exists():
         idle = Mirror(mirror.path, Git(mirror.git.children, mirror.git.environment, nice=19))
-        if found := await _still_missing(idle, await _fsck(idle, full=depth is Depth.CONTENT)):
+        if found := await _confirmed(idle, await _fsck(idle, full=depth is Depth.CONTENT)):
             if path := await _read(unreadable, mirror.path):
                 raise GitError(f"{path} cannot be read: permission denied")
             there = {ref: oid for ref, oid in recorded.items() if ref not in lost and files.refs.get(ref) == oid}
@@ -225,10 +225,10 @@ async def _fsck(mirror: Mirror, *, full: bool) -> list[str]:
     )
 
 
-async def _still_missing(mirror: Mirror, found: list[str]) -> list[str]:
-    """What fsck found, without objects that are there. Raises GitError.
+async def _confirmed(mirror: Mirror, found: list[str]) -> list[str]:
+    """What fsck found, but for missing objects that are there. Raises GitError.
 
-    fsck lists the objects first and reads the refs afterwards. So it calls missing what a push or a fetch brought in
+    fsck lists the loose objects first and reads the refs last, so it calls missing what a push or a fetch brought in
     between.
     """
     missing = {line: match[1] for line in found if (match := _MISSING.match(line))}
