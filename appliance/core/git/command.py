@@ -178,7 +178,7 @@ class Git:
     ) -> None:
         self.children = children
         self.environment = dict(environment)
-        self._prefix = ["nice", "-n", str(nice)] if nice else []
+        self._nice = nice
         self._pass_fds = tuple(pass_fds)
         self._secrets = tuple(secrets)
         self._hear = hear
@@ -225,7 +225,7 @@ class Git:
         into: IO[bytes] | None,
         source: IO[bytes] | None,
     ) -> GitOutput:
-        argv = [*self._prefix, "git", *arguments]
+        argv = ["git", *arguments]
         errors = ErrorLines(on_progress, self._secrets)
         try:
             code, stdout = await run_child(
@@ -239,6 +239,7 @@ class Git:
                 pass_fds=(*self._pass_fds, *((trace.file,) if trace else ())),
                 into=into,
                 source=source,
+                nice=self._nice,
             )
         except OSError as error:
             raise GitError(f"git cannot be started: {error}") from error
@@ -266,11 +267,12 @@ class Git:
         pieces = partial(
             stream_child,
             self.children,
-            limited_reader([*self._prefix, "git", *arguments]),
+            limited_reader(["git", *arguments]),
             env=self.environment,
             cwd=cwd,
             deadline=deadline,
             stdin=stdin,
+            nice=self._nice,
         )
         try:
             # Left before an error is raised, so that what git said can be part of it.

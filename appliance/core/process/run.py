@@ -41,12 +41,13 @@ async def run_child(
     pass_fds: Sequence[int] = (),
     into: IO[bytes] | None = None,
     source: IO[bytes] | None = None,
+    nice: int = 0,
 ) -> tuple[int | None, bytes]:
     """Runs a program to its end. Returns its exit code and stdout; the code is None when it was ended after `deadline`.
 
     `deadline` is in seconds. `on_error` gets stderr as it comes. With `into`, stdout goes to that file instead; with
-    `source`, stdin is that file from its position on. Raises OSError when the program cannot be started. Cancelling
-    ends the process group.
+    `source`, stdin is that file from its position on. `nice` is added to its niceness. Raises OSError when the program
+    cannot be started. Cancelling ends the process group.
     """
     child = children.start(
         argv,
@@ -56,6 +57,7 @@ async def run_child(
         stdout=subprocess.PIPE if into is None else into,
         stderr=subprocess.PIPE,
         pass_fds=pass_fds,
+        nice=nice,
     )
     stdout, code = bytearray(), None
 
@@ -95,13 +97,14 @@ async def stream_child(
     deadline: float,
     stderr: int,
     stdin: bytes = b"",
+    nice: int = 0,
 ) -> AsyncGenerator[bytes, None]:
     """Runs a program and yields its stdout in pieces of at most PIECE bytes, as it is printed.
 
     The program is waited for at most `deadline` seconds in total, however long the reader takes; then this raises
-    TimeoutError. Raises ChildFailed after the last piece unless the exit code is 0, and OSError when the program cannot
-    be started. Whatever ends the generator ends the process group; close it (`contextlib.aclosing`) when you leave
-    before its end.
+    TimeoutError. `nice` is added to its niceness. Raises ChildFailed after the last piece unless the exit code is 0,
+    and OSError when the program cannot be started. Whatever ends the generator ends the process group; close it
+    (`contextlib.aclosing`) when you leave before its end.
     """
     # A file instead of a pipe, so that a program that prints before it has read everything does not block.
     source = os.memfd_create("stdin", os.MFD_CLOEXEC)
@@ -109,7 +112,7 @@ async def stream_child(
         with open(source, "wb", closefd=False) as file:
             file.write(stdin)
         os.lseek(source, 0, os.SEEK_SET)
-        child = children.start(argv, env=env, cwd=cwd, stdin=source, stdout=subprocess.PIPE, stderr=stderr)
+        child = children.start(argv, env=env, cwd=cwd, stdin=source, stdout=subprocess.PIPE, stderr=stderr, nice=nice)
     finally:
         os.close(source)
     stdout = child.process.stdout

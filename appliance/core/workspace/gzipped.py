@@ -91,10 +91,10 @@ class GzippedTars:
         errors, source = bytearray(), _identity(tar)
         if source is None:
             return
-        argv = ["nice", "-n", "19", sys.executable, "-IS", "-c", _COMPRESS, str(tar), str(growing)]
+        argv = [sys.executable, "-IS", "-c", _COMPRESS, str(tar), str(growing)]
         environment = {"PATH": os.environ.get("PATH", os.defpath)}
         code, output = await run_child(
-            self._children, argv, env=environment, cwd=tar.parent, deadline=DEADLINE, on_error=errors.extend
+            self._children, argv, env=environment, cwd=tar.parent, deadline=DEADLINE, on_error=errors.extend, nice=19
         )
         if code != 0:
             growing.unlink(missing_ok=True)

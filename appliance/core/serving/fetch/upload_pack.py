@@ -133,14 +133,14 @@ class UploadPack:
         spool = Spool(request) if isinstance(request, bytes) else request
         try:
             environment = self._environment | ({"GIT_PROTOCOL": f"version={version}"} if version else {})
-            prefix = ["nice", "-n", "10"] if slowly else []
             git = ["git", "-c", setting] if setting else ["git"]
             return self._children.start(
-                [*prefix, *git, "upload-pack", "--strict", f"--timeout={max(1, round(self._idle))}", *options],
+                [*git, "upload-pack", "--strict", f"--timeout={max(1, round(self._idle))}", *options],
                 env=environment,
                 stdin=spool.rewind(),
                 stdout=output,
                 stderr=errors,
+                nice=10 if slowly else 0,
             )
         finally:
             if spool is not request:

@@ -16,7 +16,7 @@ from appliance.core.process.run import run_child
 from appliance.core.workspace.disk.images import DiskForm, DiskImage, DiskPlace
 from appliance.core.workspace.disk.order import DiskOrder
 
-NICENESS = "5"
+NICENESS = 5
 """Below guests, but above the snapshots that are built at the same time and take ten times as long."""
 LOOK_DEADLINE = 120.0
 """Seconds for a look at the attributes of a tree."""
@@ -58,9 +58,9 @@ async def _work(
     environment = {**git.environment, "PYTHONPATH": package, "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         code, output = await run_child(
-            git.children, ["nice", "-n", NICENESS, *WORKER],
+            git.children, WORKER,
             env=environment, cwd=directory, deadline=deadline, on_error=said.extend,
-            stdin=json.dumps(document).encode(),
+            stdin=json.dumps(document).encode(), nice=NICENESS,
         )  # fmt: skip
     except OSError as error:
         raise GitmirrorError(f"{what} cannot be {done}: {error}") from error
