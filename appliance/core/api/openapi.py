@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from http import HTTPStatus
 from typing import Any
 
@@ -59,17 +61,18 @@ _LARGE_HEAD = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 def described(operations: Sequence[Operation]) -> list[Operation]:
     """The operations, with one more that returns their description."""
-    made: dict[str, Any] = {}
+    all_of_them = list(operations)
+    # Few ask for it, and it would take longer than all else that the API does at the start.
+    made = cache(partial(description, all_of_them))
 
     async def respond(call: Call) -> Any:
-        return made
+        return await asyncio.to_thread(made)
 
     whole = Operation(
         "GET", PATH, "describe", "This description", Scope.NOTHING, respond,
         {200: Answer("An OpenAPI 3.1 document.", {"type": "object"})},
     )  # fmt: skip
-    all_of_them = [*operations, whole]
-    made |= description(all_of_them)
+    all_of_them.append(whole)
     return all_of_them
 
 
