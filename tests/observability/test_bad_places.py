@@ -36,7 +36,7 @@ def node(serve_factory: ServeFactory, upstream: HttpUpstream, generated_bare: Pa
     """A node with two cloned repositories, whose `serve` is bound by file modes."""
     upstream.add(OTHER, generated_bare)
     serve = serve_factory(repos=[upstream.url(WIDGETS), upstream.url(OTHER)], refresh=OFTEN)
-    serve.command = [*bound_by_modes(), *serve.command]
+    serve.starter = bound_by_modes()
     serve.start()
     for name in (WIDGETS, OTHER):
         serve.wait_for_repo(name)

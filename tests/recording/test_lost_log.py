@@ -244,7 +244,7 @@ def test_a_mirror_that_cannot_be_read_at_start_is_looked_at_later(
     git("update-ref", f"{TURNS}9000", foreign, cwd=node.mirror)
     git("pack-refs", "--all", cwd=node.mirror)
     # A file mode is no damage that would be healed.
-    node.serve.command = [*bound_by_modes(), *node.serve.command]
+    node.serve.starter = bound_by_modes()
     packed = node.mirror / "packed-refs"
     packed.chmod(0)
     node.serve.start()

@@ -135,7 +135,7 @@ class Storm:
                     options=["--git", f"{own}:0", "--http", f"{own}:0", "--admin", f"{own}:0"],
                 )
                 if self.cable and name == NODES[-1]:
-                    serve.command = [*self.cable.enter, *serve.command]
+                    serve.starter = self.cable.enter
                 self.fleet.nodes[name] = serve
                 serve.start()
                 serve.keep_ports()

@@ -102,6 +102,8 @@ class Serve:
         self.config = state.with_name(f"{state.name}.toml")
         self.home = state.with_name(f"{state.name}.home")
         self.command = [str(python), str(pyz)] if pyz else [str(python), "-m", "appliance"]
+        self.starter: Sequence[str] = ()
+        """Words before `command` that `serve` is started by, such as `setpriv`; other commands are not."""
         self.cwd = state.parent if pyz else ROOT
         defaults = {"SHIV_ROOT": str(state.with_name(f"{state.name}.shiv"))} if pyz else {"PYTHONPATH": str(ROOT)}
         self.env = {**clean_env(self.home), **defaults, **(env or {})}
@@ -135,7 +137,8 @@ class Serve:
         wait_until(self._hold_ports, timeout=90, message=f"the ports {self._kept} are free")
         before = self._stdout.stat().st_size if self._stdout.exists() else 0
         with self._stdout.open("ab") as stdout, self._stderr.open("ab") as stderr, open(os.devnull, "rb") as nothing:
-            process = self._popen(self._argv("serve", *self.options), nothing, stdout, stderr)
+            argv = [*self.starter, *self._argv("serve", *self.options)]
+            process = self._popen(argv, nothing, stdout, stderr)
         self._process = process
 
         def look() -> bool:
@@ -363,7 +366,7 @@ class Serve:
     def _popen(
         self, argv: list[str], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]
     ) -> subprocess.Popen[bytes] | ForkedProcess:
-        if can_fork(self.command, self.env):
+        if can_fork(self.command, self.env) and not self.starter:
             argv = argv[len(self.command) :]
             return ForkedProcess(argv, env=self.env, cwd=self.cwd, files=(stdin, stdout, stderr))
         return subprocess.Popen(

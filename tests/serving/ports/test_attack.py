@@ -142,7 +142,7 @@ def test_others_are_served_while_one_floods(node: Node, service: str, extra: lis
 def test_few_descriptors_are_made_more(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A soft limit of 128 open files, below what the places need, is raised: a hundred guests at once are served."""
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED)
-    serve.command = ["sh", "-c", 'ulimit -Sn 128; exec "$@"', "sh", *serve.command]
+    serve.starter = ["sh", "-c", 'ulimit -Sn 128; exec "$@"', "sh"]
     serve.start()
     serve.wait_for_repo(WIDGETS)
     with contextlib.ExitStack() as stack:
@@ -156,7 +156,7 @@ def test_few_descriptors_are_made_more(serve_factory: ServeFactory, upstream: Ht
 def test_a_node_out_of_descriptors_says_so_and_comes_back(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """With a hard limit there is a moment when no more can be served: words, no hang; and then all is as before."""
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED)
-    serve.command = ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh", *serve.command]
+    serve.starter = ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh"]
     serve.start()
     serve.wait_for_repo(WIDGETS)
     errors = []
