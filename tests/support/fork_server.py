@@ -20,11 +20,17 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import appliance.__main__
 import appliance.cli.main
 import appliance.core.daemon.service
+import appliance.core.node.node
+import appliance.core.node.offline
+import appliance.core.node.running
+import appliance.core.store.migrations
+from appliance.core.api.application import make_application
+from appliance.core.api.compose import declare
 
 LARGEST = 1 << 20
 """Bytes of a request."""
@@ -89,6 +95,9 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    # The patterns of the routes, which Python keeps once they are compiled.
+    nothing = cast(Any, None)
+    make_application(declare(nothing, nothing, nothing), nothing)
     # So that a child copies few pages that the server has, too.
     gc.collect()
     gc.freeze()
