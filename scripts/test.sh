@@ -32,13 +32,24 @@ lint_imports() {
         return 1
     }
 }
+# Compiles the tests, once for all workers: in a fresh checkout each of them would otherwise compile them all.
+collect() {
+    local output
+    output=$("$python" -m pytest --collect-only -q 2>&1) || {
+        echo "$output" >&2
+        return 1
+    }
+}
 python=$PWD/.venv/bin/python
+# What is compiled is kept.
+unset PYTHONDONTWRITEBYTECODE
 
 lint() {
     local shell_scripts=(.ci/run) shellcheck=.venv/bin/shellcheck file types
-    # It takes longer than everything else here, and one processor.
+    # It takes as long as everything else here, and one processor.
     step "mypy" "$python" -m mypy --strict &
     types=$!
+    step "pytest --collect-only" collect
     step "ruff check" .venv/bin/ruff check .
     step "ruff format" .venv/bin/ruff format --check .
     step "lint-imports" lint_imports
@@ -82,7 +93,5 @@ if [ -z "${PYTEST_DEBUG_TEMPROOT-}" ] && [ -w $memory ] && [ "$(stat -f -c %T $m
     export PYTEST_DEBUG_TEMPROOT=$memory
     selection+=(-o tmp_path_retention_policy=failed -o tmp_path_retention_count=1)
 fi
-# Otherwise each worker compiles all tests anew at each run.
-unset PYTHONDONTWRITEBYTECODE
 # Each worker has neighbours in a row, which share what is built for their module, until one has nothing left to do.
 step "pytest" "$python" -m pytest -n auto --dist worksteal "${selection[@]}" "$@"
