@@ -19,6 +19,7 @@ DATE = "1700000000 +0000"
 """Author and committer date of every commit made with `clean_env` (git's raw form)."""
 
 _T = TypeVar("_T")
+_INTERVAL = 0.02
 
 
 class GitFailed(RuntimeError):
@@ -202,22 +203,25 @@ def commit_files(worktree: Path, files: Mapping[str, str | bytes | None], messag
 
 
 def wait_until(
-    predicate: Callable[[], _T | None], *, timeout: float = 60.0, interval: float = 0.02, message: str = ""
+    predicate: Callable[[], _T | None], *, timeout: float = 60.0, interval: float = _INTERVAL, message: str = ""
 ) -> _T:
     """Call `predicate` every `interval` seconds until it is truthy and return that value.
 
-    What takes long to ask, such as a command, is asked half of the time only: what it waits for needs the processor.
-    Raises AssertionError with `message` (and the last value) after `timeout` seconds.
+    Half of the time is left to what is waited for, however long it takes to ask, and with `interval` as it is, what
+    takes longer is asked more seldom, up to five times a second. Raises AssertionError with `message` (and the last
+    value) after `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
+    first = time.monotonic()
     while True:
         began = time.monotonic()
         value = predicate()
         if value:
             return value
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= first + timeout:
             raise AssertionError(f"not within {timeout} s: {message or predicate} (last value: {value!r})")
-        time.sleep(max(interval, min(time.monotonic() - began, 1.0)))
+        patience = min((now - first) / 20, 0.2) if interval == _INTERVAL else interval
+        time.sleep(max(interval, patience, min(now - began, 1.0)))
 
 
 def _pair(line: str) -> tuple[str, str]:

@@ -59,11 +59,13 @@ class Seen:
 
     async def until(self, look: Callable[[], _T | None], message: str, timeout: float = 60.0) -> _T:
         """Waits until it is so, and returns what `look` returned."""
-        deadline = time.monotonic() + timeout
+        first = time.monotonic()
         while not (found := look()):
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - first
+            if waited > timeout:
                 raise AssertionError(f"not within {timeout} s: {message}\n{self.said}\n{self.text}")
-            await asyncio.sleep(0.01)
+            # To look at the screen takes the processor that what is waited for needs.
+            await asyncio.sleep(min(max(0.01, waited / 20), 0.1))
         return found
 
     async def shows(self, *words: str, timeout: float = 60.0) -> None:
