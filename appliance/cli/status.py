@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,8 @@ import click
 from appliance.cli.context import Options, json_option, pass_options
 from appliance.cli.output import print_json, print_json_line, print_line, print_table, say, say_what_is_local
 from appliance.cli.storage import by_kind, in_words, used_of
-from appliance.core.models import UNHEALTHY
+from appliance.core.errors import NotServing
+from appliance.core.models import UNHEALTHY, State
 from appliance.core.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ def _watch(node: Node, seconds: float, as_json: bool) -> None:
 
 def _show(node: Node, found: dict[str, Any]) -> None:
     _print_status(found)
+    if found["serving"] and any(repo["state"] == State.CLONING for repo in found["repos"]):
+        _print_clones(node)
     if node.config.fleet.is_on:
         say_what_is_local(found["repos"])
 
@@ -141,6 +145,19 @@ def _print_status(found: dict[str, Any]) -> None:
                 print_line(f"  no scheduled refresh before {repo['retry_at']}, because the upstream asked to wait")
         if repo.get("hint"):
             print_line(f"  what to do: {repo['hint']}")
+
+
+def _print_clones(node: Node) -> None:
+    """Prints how far each first clone is."""
+    from appliance.core.events.fetch_progress import FetchProgress
+    from appliance.core.node.queries import ANSWERS_WITHIN
+
+    pulse = None
+    with suppress(NotServing):
+        pulse = node.current().pulse(ANSWERS_WITHIN)
+    # The pulse of an older `serve` has none.
+    for name, clone in (pulse or {}).get("clones", {}).items():
+        print_line(f"{name}: {FetchProgress.of(clone).words()}, for {format_duration(clone['seconds'])}")
 
 
 def _fleet(fleet: Mapping[str, Any]) -> str:

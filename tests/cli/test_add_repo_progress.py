@@ -52,6 +52,18 @@ def test_a_pipe_gets_the_result_alone(upstream: HttpUpstream, serve_factory: Ser
     assert (done.stdout, done.stderr) == ("", f"{WIDGETS} is registered (fresh)\n")
 
 
+@pytest.mark.slow
+def test_status_says_how_far_a_first_clone_is(upstream: HttpUpstream, serve_factory: ServeFactory) -> None:
+    """For as long as it runs."""
+    upstream.on(WIDGETS).hang_after = 50_000
+    serve = serve_factory(repos=[upstream.url(WIDGETS)]).start()
+    running = re.compile(rf"^{WIDGETS}: [a-z ]+: [0-9]+% \([0-9,]+ of [0-9,]+\).*, for [0-9]+m?s$", re.MULTILINE)
+    wait_until(lambda: running.search(serve.cli("status").stdout), message="status shows the progress")
+    upstream.reset()
+    serve.wait_for_repo(WIDGETS)
+    assert f"{WIDGETS}: " not in serve.cli("status").stdout
+
+
 def test_a_pipe_hears_of_a_long_clone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every few seconds, also while git says nothing: objects, bytes, speed and the time so far."""
     monkeypatch.setattr(progress, "EVERY", 0.01)
