@@ -7,13 +7,14 @@ next line starts from another value.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.core.git.command import Git
+from appliance.core.git.command import Git, GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import RefCommand
 
@@ -67,11 +68,27 @@ _UNDONE = "undone."
 """Before the id of a push, in the lines of a move that puts its ref back."""
 
 
-async def put_back(mirror: Mirror, command: RefCommand, push: str) -> None:
-    """Undoes the move of a push, so that `was_moved` sees that. Raises GitError if the ref was moved on since.
+def _mover(moves: Sequence[Move], current: str | None) -> str | None:
+    """Who moved the ref, which is at `current`, there; what was put back does not count. None if no line tells."""
+    standing: list[str] = []
+    for place, move in enumerate(moves):
+        if not _happened(moves, place, current):
+            continue
+        if standing and move.by == _UNDONE + standing[-1]:
+            standing.pop()
+        else:
+            standing.append(move.by)
+    return standing[-1] if standing else None
 
-    The reflog of a ref that the push created is removed with it.
+
+async def put_back(mirror: Mirror, command: RefCommand, push: str) -> None:
+    """Undoes the move of a push, so that `was_moved` sees that. Raises GitError if the ref was moved since.
+
+    Another push may have moved it to the same commit. The reflog of a ref that the push created is removed with it.
     """
+    moves = await asyncio.to_thread(read_moves, mirror.path, command.ref)
+    if _mover(moves, command.new) not in (push, None):
+        raise GitError(f"{command.ref} was moved since by another push")
     environment = {**mirror.git.environment, "GIT_COMMITTER_NAME": "gitmirror", "GIT_COMMITTER_EMAIL": _UNDONE + push}
     undo = Mirror(mirror.path, Git(mirror.git.children, environment))
     if command.old.strip("0"):

@@ -17,6 +17,10 @@ from appliance.core.recording.turns import TurnRecorder
 log = logging.getLogger(__name__)
 
 
+MOST_PASSED = 1000
+"""Withdrawn moves that are remembered, because a push that went on from there may be withdrawn, too."""
+
+
 class Durability(Protocol):
     """What has turns beside this node. Implemented by `fleet`, and wired in by the service."""
 
@@ -54,6 +58,9 @@ class Confirmations:
         self._durability = durability
         self._recorder = recorder
         self._mirror_of = mirror_of
+        self._passed: dict[tuple[str, str, str], tuple[RefCommand, str]] = {}
+        """Withdrawn moves that could not be put back, because another push had gone on from there, by repository, ref
+        and commit. If that push is withdrawn as well, both are put back."""
 
     @property
     def wait(self) -> bool:
@@ -88,11 +95,22 @@ class Confirmations:
         """Puts the refs in `refused` back to what they were before the push, unless a later push moved them on."""
         if not refused:
             return
-        mirror = self._mirror_of(decision.repo.name)
+        name = decision.repo.name
         for command in decision.commands:
             if command.ref in refused:
-                log.warning("push to %s withdrawn: %s: %s", decision.repo.name, command.ref, refused[command.ref])
-                try:
-                    await put_back(mirror, command, decision.push)
-                except GitmirrorError as error:
-                    log.warning("%s stays where it is: %s", command.ref, error)
+                log.warning("push to %s withdrawn: %s: %s", name, command.ref, refused[command.ref])
+                await self._put_back(name, command, decision.push)
+
+    async def _put_back(self, name: str, command: RefCommand, push: str) -> None:
+        mirror = self._mirror_of(name)
+        move: tuple[RefCommand, str] | None = (command, push)
+        try:
+            while move is not None:
+                command, push = move
+                await put_back(mirror, command, push)
+                move = self._passed.pop((name, command.ref, command.old), None)
+        except GitmirrorError as error:
+            log.warning("%s stays where it is: %s", command.ref, error)
+            self._passed[name, command.ref, command.new] = command, push
+            while len(self._passed) > MOST_PASSED:
+                del self._passed[next(iter(self._passed))]
