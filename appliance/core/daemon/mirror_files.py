@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +26,14 @@ class MirrorFiles:
     attachments: Attachments
     lfs: LfsObjects
 
-    async def delete(self, name: str) -> None:
-        """Deletes the mirror and everything beside it. Raises OSError, StoreError."""
+    async def delete(self, name: str, end_sessions: Callable[[float], None]) -> None:
+        """Deletes the mirror and everything beside it. Raises OSError, StoreError.
+
+        `end_sessions` gets Unix seconds. It ends what a push recorded that the deletion had to wait for.
+        """
         async with self.mirrors.locks.exclusive(name):
             await self.delete_mirror(name)
+            await asyncio.to_thread(end_sessions, time.time())
         await self.delete_others(name)
 
     async def delete_mirror(self, name: str) -> None:

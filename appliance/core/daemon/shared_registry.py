@@ -20,7 +20,7 @@ from appliance.core.fleet.registry import FleetRegistry
 from appliance.core.fleet.registry_rules import Remote, added
 from appliance.core.models import Repo
 from appliance.core.names import check_branch_name
-from appliance.core.node.registration import check_wanted, unregister
+from appliance.core.node.registration import PURGED, check_wanted, unregister
 from appliance.core.store.registry import UnknownRepo, Wanted
 from appliance.core.units import rfc3339
 from appliance.core.upstream import same_upstream
@@ -141,7 +141,7 @@ class SharedRegistry:
                 raise
         await self._followed()
         if purge:
-            await local.files.delete(name)
+            await local.files.delete(name, partial(local.stores.sessions.end_all, name, PURGED))
             self._fleet.wake()
 
     async def _followed(self) -> None:

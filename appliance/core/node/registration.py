@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 WAIT_FOR_OWNER = 600.0
 """Seconds that a command waits for an `add-repo` that is cloning."""
+PURGED = "its repository was purged"
+"""Why its sessions end, for the log."""
 
 
 def register(stores: Stores, layout: Layout, config: Config, arguments: Mapping[str, Any]) -> Repo:
@@ -72,7 +74,7 @@ def unregister(stores: Stores, layout: Layout, config: Config, name: str, *, pur
             raise
         was_registered = False
     if purge:
-        stores.sessions.end_all(name, "its repository was purged", time.time())
+        stores.sessions.end_all(name, PURGED, time.time())
     return was_registered
 
 

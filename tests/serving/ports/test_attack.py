@@ -194,6 +194,7 @@ def test_a_push_while_its_repository_is_purged(own_node: Node) -> None:
     assert audit(node.serve)[0]["outcome"] == ("applied" if accepted else "failed")
     assert accepted
     assert not node.mirror.exists()
+    assert node.serve.cli_json("sessions") == [], "its turn went with the mirror"
 
 
 def test_pushes_of_the_careless_change_nothing(own_node: Node, tmp_path: Path) -> None:
