@@ -479,6 +479,14 @@ def test_found_turns_keep_their_ids_and_the_chain_holds(log: AuditLog) -> None:
     assert new > 9000 and log.verify().broken is None
 
 
+def test_an_outcome_is_not_that_of_another_push(log: AuditLog) -> None:
+    """After an older copy of the log was put back, an id may be missing, or another push's."""
+    mine, others = log.record_attempts([attempt(push="mine"), attempt(push="others")])
+    outcomes = [(number, "applied", None) for number in (mine, others, others + 1)]
+    assert log.record_outcomes(outcomes, "mine") == {mine}
+    assert {event["attempt"] for event in log.events() if event["kind"] == "outcome"} == {mine}
+
+
 def test_a_gap_before_anything_else_is_a_break(log: AuditLog, path: Path) -> None:
     """Only the hash of a found turn may vouch for what is not there."""
     fill(log, 2)

@@ -250,7 +250,7 @@ class PushAuthorizer:
         applied = [command for attempt, command in pairs if attempt in done]
         with once_stored(partial(self._publish_turns, decision, applied)):
             try:
-                await asyncio.to_thread(self._audit.record_outcomes, outcomes)
+                known = await asyncio.to_thread(self._audit.record_outcomes, outcomes, decision.push)
             except GitmirrorError as error:
                 log.error("cannot log the outcome of push %s yet: %s", decision.push, error)
                 self._unsettled.append((decision, report, size, confirmation))
@@ -258,7 +258,7 @@ class PushAuthorizer:
             with self._endurance.over(f"the turns of push {decision.push}"):
                 self._turn_file(decision.push).unlink(missing_ok=True)
             try:
-                await self._record_turns(decision, done, size, confirmation.turns)
+                await self._record_turns(decision, done, known, size, confirmation.turns)
             except GitmirrorError as error:
                 log.error("the turns of push %s will be recorded later: %s", decision.push, error.message)
 
@@ -266,13 +266,18 @@ class PushAuthorizer:
         for command in applied:
             self._publish(turn_recorded(decision, command))
 
-    async def _record_turns(self, decision: PushDecision, done: set[int], size: int, turns: Mapping[int, Turn]) -> None:
+    async def _record_turns(
+        self, decision: PushDecision, done: set[int], known: set[int], size: int, turns: Mapping[int, Turn]
+    ) -> None:
         """Records applied attempts as turns, and removes the turn refs of the others. Raises GitmirrorError.
 
+        The log has those in `known`. Another applied one, of which an older log was put back, is found by its turn ref.
         A session that was archived and is written again leaves the archive.
         """
         pairs = list(zip(decision.attempts, decision.commands, strict=True))
-        applied = [(attempt, command) for attempt, command in pairs if attempt in done]
+        applied = [(attempt, command) for attempt, command in pairs if attempt in done & known]
+        if lost := sorted(set(decision.attempts) - known):
+            log.error("the log does not have the attempts %s of push %s: is it an older copy?", lost, decision.push)
         share = size // max(1, len(applied))
         self._quota.used_bytes += share * len(applied)
         for attempt, command in applied:

@@ -125,26 +125,28 @@ class AuditLog:
             store_notes(connection, ids, notes or {})
             return ids
 
-    def record_outcomes(self, outcomes: Iterable[tuple[int, str, str | None]]) -> None:
-        """Appends (attempt id, `applied` or `failed`, reason). An attempt that already has an outcome keeps it."""
-        at = rfc3339(self._clock())
+    def record_outcomes(self, outcomes: Iterable[tuple[int, str, str | None]], push: str | None = None) -> set[int]:
+        """Appends (attempt id, `applied` or `failed`, reason). An attempt that already has an outcome keeps it.
+
+        Skips what is no attempt of `push`, if that is given: an older copy of the log, put back meanwhile, lacks the
+        attempts since, and may have given their ids to others. Returns the ids of the others.
+        """
+        at, known = rfc3339(self._clock()), set()
         with self.appending() as connection:
             for attempt_id, outcome, reason in outcomes:
+                found = rows(connection, "SELECT * FROM audit_events WHERE id = ? AND kind = 'attempt'", attempt_id)
+                if not found or push not in (None, found[0]["push"]):
+                    continue
+                known.add(attempt_id)
                 if rows(connection, "SELECT 1 FROM audit_events WHERE attempt = ?", attempt_id):
                     continue
-                [attempt] = rows(connection, "SELECT * FROM audit_events WHERE id = ?", attempt_id)
+                [attempt] = found
                 copied = {key: attempt[key] for key in _OF_ATTEMPT}
-                append_event(
-                    connection,
-                    kind="outcome",
-                    at=at,
-                    attempt=attempt_id,
-                    outcome=outcome,
-                    reason=reason,
-                    **copied,
-                )
+                facts = {"attempt": attempt_id, "outcome": outcome, "reason": reason}
+                append_event(connection, kind="outcome", at=at, **facts, **copied)
                 if outcome == "failed":
                     drop_notes(connection, attempt_id)
+        return known
 
     def unknown(self, turns: Iterable[TurnRef]) -> list[TurnRef]:
         """The `turns` whose accepted attempt the log lacks: the log is older than they are, or another node's."""
