@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.core.errors import NotFound
 from appliance.core.fleet.incoming import fields_of
 from appliance.core.fleet.messages import Attached, SessionEnd, SessionKept, TurnAttached, TurnRow
 from appliance.core.fleet.wire import read, write
@@ -241,6 +243,16 @@ def test_a_keep_may_arrive_before_the_session(node: FleetNode) -> None:
     assert node.waiting() == [SessionKept("a", REPO, "s", False)]
 
 
+def test_of_several_keeps_the_last_one_goes_out(node: FleetNode) -> None:
+    """And none of a session that ended: the next one of that name would be kept."""
+    node.push("s", "a" * 40)
+    for kept in (True, False, True):
+        node.stores.sessions.keep(REPO, "s", kept)
+    assert node.waiting() == [SessionKept("a", REPO, "s", True)]
+    node.drop("s")
+    assert [type(each) for each in node.waiting()] == [SessionEnd]
+
+
 def test_a_stream_made_anew_is_read_from_its_start(node: FleetNode) -> None:
     node.push("s", "a" * 40)
     [mine] = node.rows_to_send()
@@ -313,7 +325,8 @@ def test_every_node_comes_to_the_same(steps: list[tuple[str, str, str]], data: s
             elif what == "drop":
                 node.drop(session)
             elif what in ("keep", "free"):
-                node.stores.sessions.keep(REPO, session, what == "keep")
+                with suppress(NotFound):
+                    node.stores.sessions.keep(REPO, session, what == "keep")
             elif what == "send":
                 stream += node.rows_to_send() + node.waiting()
             elif what == "again" and stream:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from appliance.core.fleet.link import FleetAway, FleetLink
 from appliance.core.fleet.messages import NotOurs, SessionEnd, SessionKept
@@ -33,13 +33,20 @@ class Announcer:
 
     async def count(self) -> int:
         """How many wait and may go out."""
-        waiting = await asyncio.to_thread(self._outbox.waiting, *_KINDS)
-        return sum(self._may_send(str(each.document.get("repo"))) for each in waiting)
+        return sum([self._may_send(str(each.document.get("repo"))) async for each in self._waiting()])
+
+    async def _waiting(self) -> AsyncIterator[Outgoing]:
+        """All that wait, oldest first: those that may not go out hold up none behind them."""
+        last = 0
+        while batch := await asyncio.to_thread(self._outbox.waiting, *_KINDS, after=last):
+            for each in batch:
+                yield each
+            last = batch[-1].id
 
     async def send(self, dispatch: Dispatch, left_alone: Sequence[int]) -> bool:
         """Sends what it can; returns whether anything went out. `left_alone` are turns that do not go out now."""
         sent = False
-        for each in await asyncio.to_thread(self._outbox.waiting, *_KINDS):
+        async for each in self._waiting():
             message = self._message(each)
             if message is None:
                 await asyncio.to_thread(self._outbox.sent, each.id)

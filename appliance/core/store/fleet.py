@@ -45,14 +45,15 @@ class FleetStore:
         with self.database.writing() as connection:
             enqueue(connection, kind, document, self._clock())
 
-    def waiting(self, *kinds: str, limit: int = 1000) -> list[Outgoing]:
-        """The oldest messages of these kinds that wait."""
+    def waiting(self, *kinds: str, after: int = 0, limit: int = 1000) -> list[Outgoing]:
+        """The oldest messages of these kinds that wait, behind the one with the id `after`."""
         marks = ", ".join("?" * len(kinds))
         with self.database.reading() as connection:
             found = rows(
                 connection,
-                f"SELECT id, kind, document FROM fleet_outbox WHERE kind IN ({marks}) ORDER BY id LIMIT ?",
+                f"SELECT id, kind, document FROM fleet_outbox WHERE kind IN ({marks}) AND id > ? ORDER BY id LIMIT ?",
                 *kinds,
+                after,
                 limit,
             )
         return [Outgoing(row["id"], row["kind"], json.loads(row["document"])) for row in found]
@@ -84,3 +85,21 @@ def enqueue(connection: sqlite_utils.Database, kind: str, document: dict[str, An
     connection.execute(
         "INSERT INTO fleet_outbox (kind, document, created_at) VALUES (?, ?, ?)", [kind, json.dumps(document), at]
     )
+
+
+def forget_kept(connection: sqlite_utils.Database, repo: str, session: str) -> None:
+    """Removes what waits to go out about whether a session is kept, inside the caller's transaction.
+
+    What is said next of the session says it anew. Of a private repository nothing goes out, however long it waits.
+    """
+    connection.execute(
+        """DELETE FROM fleet_outbox WHERE kind = 'kept' AND json_extract(document, '$.repo') = ?
+           AND json_extract(document, '$.session') = ?""",
+        [repo, session],
+    )
+
+
+def enqueue_kept(connection: sqlite_utils.Database, repo: str, session: str, kept: bool, at: float) -> None:
+    """Adds to the outbox whether a session is kept, in place of what waits of that, inside the caller's transaction."""
+    forget_kept(connection, repo, session)
+    enqueue(connection, "kept", {"repo": repo, "session": session, "kept": kept}, at)

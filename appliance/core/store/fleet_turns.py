@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.database import Database, StoreError, rows
-from appliance.core.store.fleet import enqueue, set_state
+from appliance.core.store.fleet import enqueue_kept, set_state
 from appliance.core.store.session_ends import NODE, READ_TO, end_elsewhere, node_name, read_to, set_kept
 from appliance.core.store.session_summary import renumber, summarise
 from appliance.core.store.turn_index import forget_session, index_away
@@ -277,7 +277,7 @@ class FleetTurnStore:
     def _tell_kept(self, connection: sqlite_utils.Database) -> None:
         for row in rows(connection, "SELECT repo, session FROM sessions WHERE kept = 1 ORDER BY repo, session"):
             connection.execute("INSERT OR IGNORE INTO fleet_kept VALUES (?, ?)", [row["repo"], row["session"]])
-            enqueue(connection, "kept", dict(row) | {"kept": True}, self._clock())
+            enqueue_kept(connection, row["repo"], row["session"], True, self._clock())
 
 
 def _add(connection: sqlite_utils.Database, row: Mapping[str, Any], seq: int) -> int:
