@@ -43,6 +43,7 @@ class Bench:
         self.stores: Stores = open_stores(self.lab.layout)
         self.now, self.running = time.time(), 0.0
         self.told = 0
+        self.locks = MirrorLocks()
         self.quota = Quota(RecordingConfig, time.monotonic)
         self.repo: Repo = self.stores.registry.get(WIDGETS)
         self.attachments = Attachments(
@@ -53,7 +54,7 @@ class Bench:
             self.stores.begun_ends,
             self.quota,
             self.lab.mirror,
-            MirrorLocks(),
+            self.locks,
             self.attachments,
             repos=lambda: [self.repo],
             settings=lambda: RecordingConfig(retention=MONTH),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from appliance.core.errors import GitmirrorError
+from appliance.core.errors import Conflict, GitmirrorError
 from appliance.core.git.command import GitError
 from appliance.core.git.mirror import Mirror
 from appliance.core.integrity.inspection import Inspection, look
@@ -49,7 +49,8 @@ def test_an_end_that_was_interrupted_is_no_loss_and_is_finished(bench: Bench) ->
     recorded = recorded_refs(bench.stores, WIDGETS)
     assert len(recorded) == 4, "two sessions of one turn each"
     assert bench.lab.run(look(bench.lab.mirror(WIDGETS), recorded)) == Inspection()
-    bench.stores.sessions.keep(WIDGETS, "old", True)
+    with pytest.raises(Conflict, match="is being ended"):
+        bench.stores.sessions.keep(WIDGETS, "old", True)
     bench.look(1)
     assert {row["session"] for row in bench.stores.sessions.all()} == {"kept", "young"}
     assert [event["reason"] for event in bench.stores.audit.events() if event["kind"] == "note"] == [
@@ -87,6 +88,12 @@ def test_what_another_node_took_after_an_end_was_interrupted_is_a_new_session(be
     turns.begin("first", 0)
     turns.apply([arrived(1, away_row(7, "old", at=rfc3339(bench.now)))])
     assert bench.stores.sessions.matching(WIDGETS, "old")[0]["turns"] == 4
+    lock = bench.mirror / "refs" / "agents" / "old.lock"
+    lock.touch()
+    with pytest.raises(GitError, match="lock"):
+        bench.look(1)
+    assert bench.stores.begun_ends.of(WIDGETS), "what cannot be finished now is not forgotten"
+    lock.unlink()
     bench.look(1)
     [row] = bench.stores.sessions.matching(WIDGETS, "old")
     assert (row["turns"], row["tip"]) == (1, f"{7:040x}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from appliance.core.git.command import GitError
 from appliance.core.models import RefreshOutcome
 from appliance.core.recording.retention import IDLE
 from appliance.core.recording.trusted_time import HOLDS, TrustedTime
+from appliance.core.recording.turns import TurnRecorder
+from appliance.core.store.audit import Attempt
+from appliance.core.store.sessions import Unbooked
+from appliance.core.units import rfc3339
 from tests.conftest import WIDGETS
 from tests.recording.conftest import (
     AGENTS,
@@ -93,10 +98,58 @@ def test_a_session_that_is_written_meanwhile_does_not_end(bench: Bench) -> None:
     before = refs(bench.mirror)
     other = next(oid for ref, oid in before.items() if ref.startswith(TURNS) and oid != before[f"{AGENTS}old"])
     git("update-ref", f"{AGENTS}old", other, cwd=bench.mirror)
+    [row] = bench.stores.sessions.matching(WIDGETS, "old")
     with pytest.raises(GitError, match="a push is writing the session old"):
-        bench.look(MONTH)
+        bench.lab.run(bench.room.end(bench.repo, [row], "ended by an operator"))
     assert names(bench, TURNS) == {ref.removeprefix(TURNS) for ref in before if ref.startswith(TURNS)}
+    bench.look(MONTH)
     assert len(bench.stores.sessions.turns(WIDGETS, "old")) == 3
+    assert {row["session"] for row in bench.stores.sessions.all()} == {"old", "kept"}, "the others end all the same"
+
+
+def test_a_session_that_is_kept_at_the_last_moment_does_not_end(bench: Bench) -> None:
+    """Retention has chosen it, and waits for a repack of the mirror."""
+
+    async def keep() -> None:
+        async with bench.locks.exclusive(WIDGETS):
+            bench.now += MONTH
+            bench.running += MONTH
+            looking = asyncio.create_task(bench.room.look_after(bench.repo))
+            while not bench.room._ending.locked():
+                await asyncio.sleep(0.01)
+            bench.stores.sessions.keep(WIDGETS, "old", True)
+        await looking
+
+    before = refs(bench.mirror)[f"{AGENTS}old"]
+    bench.lab.run(keep())
+    assert {row["session"] for row in bench.stores.sessions.all()} == {"old", "kept"}
+    assert refs(bench.mirror)[f"{AGENTS}old"] == before and bench.stores.begun_ends.of(WIDGETS) == []
+
+
+def test_a_push_that_began_before_an_end_and_was_applied_after_it_is_a_session_that_ends(bench: Bench) -> None:
+    """Its attempt is older than the last one that ended."""
+    audit, sessions, ref = bench.stores.audit, bench.stores.sessions, f"{AGENTS}late"
+    tip = refs(bench.mirror)[f"{AGENTS}young"]
+    slow, fast = audit.record_attempts(
+        [Attempt(p, WIDGETS, ref, "late", None, tip, "accepted", None, "c") for p in "pq"]
+    )
+    recorder = TurnRecorder(sessions, bench.lab.mirror)
+
+    def apply(number: int) -> None:
+        audit.record_outcomes([(number, "applied", None)])
+        for name in (ref, f"{TURNS}{number}"):
+            git("update-ref", name, tip, cwd=bench.mirror)
+        bench.lab.run(recorder.book(Unbooked(number, WIDGETS, "late", ref, tip, rfc3339(bench.now), "c"), 100))
+
+    apply(fast)
+    [row] = sessions.matching(WIDGETS, "late")
+    bench.lab.run(bench.room.end(bench.repo, [row], "ended by an operator"))
+    apply(slow)
+    bench.look(2 * MONTH)
+    bench.look(1)
+    assert [row["session"] for row in sessions.all()] == ["kept"]
+    notes = [event for event in audit.events() if event["kind"] == "note" and event["session"] == "late"]
+    assert len(notes) == 2 and str(slow) not in names(bench, TURNS)
 
 
 def test_what_a_kill_left_half_ended_is_ended_by_the_next_look(bench: Bench) -> None:

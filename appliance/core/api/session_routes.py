@@ -121,7 +121,7 @@ class SessionRoutes:
             Operation(
                 "PATCH", _SESSION, "keep-session", "Exempt a session from retention, or end the exemption",
                 Scope.OPERATE, self._keep, {200: Answer("The session as it is now.", schemas.SESSION)},
-                (problem.INVALID, problem.NOT_FOUND, problem.TOO_LARGE_BODY),
+                (problem.INVALID, problem.NOT_FOUND, problem.CONFLICT, problem.TOO_LARGE_BODY),
                 body=schemas.given(("keep",), keep=schemas.SWITCH),
                 example={"keep": True},
             ),

@@ -28,6 +28,7 @@ from appliance.core.recording.quota import Quota
 from appliance.core.recording.trusted_time import TrustedTime
 from appliance.core.recording.turns import ARCHIVE, TURNS, TurnRecorder, moves_off
 from appliance.core.store.begun_ends import BegunEnd, BegunEndStore
+from appliance.core.store.fleet_turns import FIRST_AWAY
 from appliance.core.store.trusted_time import timestamp
 from appliance.core.units import format_duration
 
@@ -115,7 +116,7 @@ class Retention:
                     old.append(session)
             elif age > IDLE and not session["archived"]:
                 idle.append(session)
-        await self.end(repo, old, f"ended by retention after {format_duration(keep_for)}")
+        await self.end(repo, old, f"ended by retention after {format_duration(keep_for)}", spare=True)
         await self._archive(repo, idle)
 
     async def _is_old(self, session: dict[str, Any], keep_for: float) -> bool:
@@ -145,20 +146,22 @@ class Retention:
         place = hashlib.sha256(f"{self._node}\n{session['repo']}\n{session['session']}".encode()).digest()
         return OTHERS_AFTER * (1 + int.from_bytes(place[:4]) / 2**32)
 
-    async def end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
+    async def end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str, *, spare: bool = False) -> None:
         """Removes the refs and turns of sessions, then their rows; adds a note to the log for each.
 
-        Raises GitError if a push wrote one of them meanwhile. That session and the others of its transaction are then
-        unchanged.
+        With `spare`, leaves out those that are kept by now, and those that a push is writing. Otherwise raises GitError
+        if a push wrote one of them meanwhile. That session and the others of its transaction are then unchanged.
         """
         async with self._ending:
-            await self._end_all(repo, sessions, reason)
+            await self._end_all(repo, sessions, reason, spare=spare)
 
-    async def _end_all(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
+    async def _end_all(
+        self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str, *, spare: bool = False
+    ) -> None:
         try:
             for batch in _batches(sessions):
                 async with self._locks.shared(repo.name):
-                    await self._end(repo, batch, reason)
+                    await self._end(repo, batch, reason, spare=spare)
         finally:
             if sessions:
                 with self._endurance.over(f"attachments of {repo.name}"):
@@ -166,15 +169,14 @@ class Retention:
                 self._quota.used_bytes = await asyncio.to_thread(self._store.recorded_bytes)
                 self._publish(SessionsEnded(repo=repo))
 
-    async def _end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str) -> None:
+    async def _end(self, repo: Repo, sessions: Sequence[dict[str, Any]], reason: str, *, spare: bool) -> None:
         mirror = self._mirror_of(repo.name)
         present = await mirror.local_refs(TURNS, AGENTS, ARCHIVE) if mirror.exists() else {}
-        lines, ended, upto = [], {}, {}
+        changes, ended, upto = {}, {}, {}
         for session in sessions:
             name = session["session"]
             recorded, upto[name] = await asyncio.to_thread(self._store.extent, repo.name, name)
             attempts = await asyncio.to_thread(self._store.applied, repo.name, name)
-            ended[name] = max(attempts, default=0)
             # The agents' ref must still have this value, or be absent; otherwise a push was quicker, and all fails. It
             # is at an older turn if another node took the last one.
             agents = f"{AGENTS}{name}"
@@ -182,15 +184,20 @@ class Retention:
             last = next(reversed(recorded.values()), session["tip"])
             expected = (session["tip"],) if self._is_own(session) else (session["tip"], *recorded.values())
             if tip not in (ZERO_OID, *expected) or last != session["tip"]:
+                if spare:
+                    log.info("%s: session %s is not ended yet, because a push is writing it", repo.name, name)
+                    continue
                 raise GitError(f"a push is writing the session {name} at this moment")
-            lines.append(f"verify {agents} {ZERO_OID}\n" if tip == ZERO_OID else f"delete {agents} {tip}\n")
+            ended[name] = _newest(attempts, recorded)
+            lines = [f"verify {agents} {ZERO_OID}\n" if tip == ZERO_OID else f"delete {agents} {tip}\n"]
             turns = {f"{TURNS}{attempt}": commit for attempt, commit in (recorded | attempts).items()}
             refs = [f"{ARCHIVE}{name}", *(ref for ref, commit in turns.items() if present.get(ref) == commit)]
-            lines += [f"delete {ref} {present[ref]}\n" for ref in refs if ref in present]
+            changes[name] = lines + [f"delete {ref} {present[ref]}\n" for ref in refs if ref in present]
+        begun = await asyncio.to_thread(self._begun.begin, repo.name, ended, upto, reason, spare_kept=spare)
+        ended = {name: attempt for name, attempt in ended.items() if name in begun}
         if mirror.exists():
-            await asyncio.to_thread(self._begun.begin, repo.name, ended, upto, reason)
             try:
-                await mirror.update_refs(lines)
+                await mirror.update_refs([line for name in ended for line in changes[name]])
             except GitError as error:
                 # A git that was killed at its deadline may have deleted some.
                 if not error.timed_out:
@@ -212,17 +219,18 @@ class Retention:
             return
         attempts = await asyncio.to_thread(self._store.applied, repo.name, name)
         recorded, upto = await asyncio.to_thread(self._store.extent, repo.name, name)
-        if max(attempts, default=0) <= begun.last_attempt and upto <= begun.upto:
+        if _newest(attempts, recorded) <= begun.last_attempt and upto <= begun.upto:
             await self._end_all(repo, [session], begun.reason)
             return
-        last, places, now = {name: begun.last_attempt}, {name: begun.upto}, self._time.clock()
-        await asyncio.to_thread(self._store.end, repo.name, last, begun.reason, now, places)
-        left = await asyncio.to_thread(self._store.turns, repo.name, name)
+        last, places = {name: begun.last_attempt}, {name: begun.upto}
+        left = await asyncio.to_thread(self._begun.later, repo.name, begun)
         ended = {*recorded.values(), *(commit for number, commit in attempts.items() if number <= begun.last_attempt)}
         mirror = self._mirror_of(repo.name)
         async with self._locks.shared(repo.name):
             present = await mirror.local_refs(f"{AGENTS}{name}", f"{ARCHIVE}{name}")
             await mirror.update_refs(moves_off(name, present, ended, left))
+        # Afterwards, because the note that the end has begun goes with the rows.
+        await asyncio.to_thread(self._store.end, repo.name, last, begun.reason, self._time.clock(), places)
         self._publish(SessionsEnded(repo=repo))
 
     def _is_own(self, session: dict[str, Any]) -> bool:
@@ -259,6 +267,14 @@ class Retention:
         if count:
             log.info("%s: archived %d idle sessions", repo.name, count)
             self._publish(SessionsEnded(repo=repo))
+
+
+def _newest(attempts: Collection[int], recorded: Collection[int]) -> int:
+    """The highest audit id of a session's turns that this node took, booked or not.
+
+    An attempt that began before an end of the session, and was applied after it, is not among `attempts`.
+    """
+    return max([*attempts, *(number for number in recorded if number < FIRST_AWAY)], default=0)
 
 
 def _batches(sessions: Sequence[dict[str, Any]]) -> Iterator[Sequence[dict[str, Any]]]:

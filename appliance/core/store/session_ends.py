@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from appliance.core.errors import Conflict, NotFound
 from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.chain import append_note
 from appliance.core.store.database import rows
-from appliance.core.store.fleet import enqueue
+from appliance.core.store.fleet import enqueue, forget_kept
 from appliance.core.store.fleet_outgoing import stored_in_fleet
 from appliance.core.store.session_summary import renumber, summarise
 from appliance.core.store.turn_index import forget_session
@@ -67,6 +68,8 @@ def end_session(
         remember_ended(connection, named)
         # A place may be known of turns of this node before what stands between them and the end of what was read.
         highest = max((turn["seq"] for turn in doomed if turn["seq"] is not None), default=0)
+        # It would go out behind the end if its session is not told yet, and keep the next one of that name.
+        forget_kept(connection, repo, name)
         message = {"repo": repo, "session": name, "reason": reason}
         message["upto"] = max(0, min(highest, upto, read_to(connection)))
         # Not told to others: what the fleet has no use for any more, which this node removes once it has told them.
@@ -130,6 +133,17 @@ def end_elsewhere(
     last = max((turn["id"] for turn in doomed if not turn["away"]), default=0)
     remove(connection, session, doomed, last, reason, at)
     return doomed
+
+
+def require_going_on(connection: sqlite_utils.Database, repo: str, session: str, *, may_end: bool) -> None:
+    """Raises NotFound if there is no such session, and Conflict if its end has begun, unless `may_end`."""
+    if not rows(connection, "SELECT 1 FROM sessions WHERE repo = ? AND session = ?", repo, session):
+        raise NotFound(f"{repo} has no session {session}", hint=f"`sessions --repo {repo}` lists them")
+    if not may_end and rows(connection, "SELECT 1 FROM ends_begun WHERE repo = ? AND session = ?", repo, session):
+        raise Conflict(
+            f"the session {session} of {repo} is being ended, and its refs may be gone",
+            hint="what its agent pushes from now on is a new session, and can be kept",
+        )
 
 
 def set_kept(connection: sqlite_utils.Database, repo: str, session: str, kept: bool) -> None:

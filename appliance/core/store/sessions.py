@@ -11,8 +11,8 @@ from appliance.core.models import Turn
 from appliance.core.store.audit import UNKNOWN
 from appliance.core.store.cursors import Page, cut
 from appliance.core.store.database import Database, rows
-from appliance.core.store.fleet import enqueue
-from appliance.core.store.session_ends import end_session, node_name, set_kept
+from appliance.core.store.fleet import enqueue_kept
+from appliance.core.store.session_ends import end_session, node_name, require_going_on, set_kept
 from appliance.core.store.session_search import SESSIONS, conditions, key_of, raw_name
 from appliance.core.store.session_summary import renumber, summarise, turn_of
 from appliance.core.store.turn_places import take_place
@@ -211,13 +211,15 @@ class SessionStore:
         return {row["session"] for row in found}
 
     def keep(self, repo: str, session: str, kept: bool) -> None:
-        """Exempts a session from retention, or ends the exemption, on every node of the fleet."""
+        """Exempts a session from retention, or ends the exemption, on every node of the fleet.
+
+        Raises NotFound if there is none, and Conflict if it is too late to keep it, because its end has begun.
+        """
         with self._database.writing() as connection:
-            if not rows(connection, "SELECT 1 FROM sessions WHERE repo = ? AND session = ?", repo, session):
-                return
+            require_going_on(connection, repo, session, may_end=not kept)
             set_kept(connection, repo, session, kept)
             if node_name(connection) is not None:
-                enqueue(connection, "kept", {"repo": repo, "session": session, "kept": kept}, time.time())
+                enqueue_kept(connection, repo, session, kept, time.time())
 
     def set_archived(self, repo: str, sessions: list[str], archived: bool) -> None:
         """Records that the refs of these sessions moved to the archive, or back."""
