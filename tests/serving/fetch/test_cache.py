@@ -10,13 +10,8 @@ from pathlib import Path
 import pytest
 
 from appliance.core.serving.fetch import response_cache as responses
-from appliance.core.serving.fetch.response_cache import (
-    AnswerFailed,
-    CachedResponse,
-    CacheResult,
-    Produce,
-    ResponseCache,
-)
+from appliance.core.serving.fetch.cached_response import AnswerFailed, CachedResponse, CacheResult
+from appliance.core.serving.fetch.response_cache import Produce, ResponseCache
 
 REPO, OTHER = 1, 2
 
@@ -52,13 +47,14 @@ def body(size: int, mark: bytes = b"x") -> bytes:
 def producing(data: bytes) -> Produce:
     """Writes `data` in one go."""
 
-    async def produce(output: int) -> None:
+    async def produce(output: int, on_begun: Callable[[], None]) -> None:
+        on_begun()
         os.write(output, data)
 
     return produce
 
 
-async def never(output: int) -> None:
+async def never(output: int, on_begun: Callable[[], None]) -> None:
     """Must not be called."""
     raise AssertionError("the answer is there already")
 
@@ -101,8 +97,9 @@ class Slow:
         self.cancelled = False
         self._more: asyncio.Queue[bytes | BaseException] = asyncio.Queue()
 
-    async def __call__(self, output: int) -> None:
+    async def __call__(self, output: int, on_begun: Callable[[], None]) -> None:
         self.calls += 1
+        on_begun()
         try:
             while part := await self._more.get():
                 if isinstance(part, BaseException):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from appliance.core.process.checked_file import Identity
 from appliance.core.serving.fetch import kept_responses
-from appliance.core.serving.fetch.response_cache import CacheResult, ResponseCache
+from appliance.core.serving.fetch.cached_response import CacheResult
+from appliance.core.serving.fetch.response_cache import ResponseCache
 from tests.conftest import WIDGETS
 from tests.serving.fetch.conftest import (
     Counting,
@@ -107,10 +109,10 @@ def test_guests_who_come_together_have_it_thrown_away_once(directory: Path, capl
         await take_digests(cache)
         change_in_place(file_of(directory, "a"))
 
-        async def produce(output: int) -> None:
+        async def produce(output: int, on_begun: Callable[[], None]) -> None:
             nonlocal made
             made += 1
-            await producing(body(1000, b"A"))(output)
+            await producing(body(1000, b"A"))(output, on_begun)
 
         async def guest() -> bytes:
             await cache.check("a")
