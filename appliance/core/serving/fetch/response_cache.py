@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from appliance.core.serving.fetch.cached_response import CachedResponse, CacheResult, GrowingResponse
-from appliance.core.serving.fetch.kept_responses import KeptResponses
+from appliance.core.serving.fetch.kept_responses import AT_ONCE, KeptResponses, taken_by
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ Raises an exception if the response is not complete.
 
 
 class ResponseCache:
-    """Responses below `directory`; the complete ones have at most `budget` bytes. Belongs to one event loop."""
+    """Responses below `directory`; the complete ones take at most `budget` bytes. Belongs to one event loop."""
 
     def __init__(self, directory: Path, budget: int) -> None:
         self._directory = directory
@@ -78,13 +78,13 @@ class ResponseCache:
 
     @property
     def bytes(self) -> int:
-        """The bytes of the complete responses."""
+        """The bytes of the disk that the complete responses take."""
         return self._kept.bytes
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
-        yield "cache_bytes", "Bytes of complete responses in the cache.", self.bytes
-        yield "cache_budget_bytes", "The most bytes that complete responses may have in the cache.", self.budget
+        yield "cache_bytes", "Bytes of the disk that complete responses take in the cache.", self.bytes
+        yield "cache_budget_bytes", "The most bytes that complete responses may take in the cache.", self.budget
         yield (
             "damaged_responses",
             "Cached responses thrown away because their file had changed since it was written, since the start.",
@@ -246,8 +246,7 @@ class ResponseCache:
     def set_budget(self, budget: int) -> None:
         """Changes the budget. Responses that no longer fit are evicted, the least recently used first."""
         self.budget = budget
-        while self.bytes > budget and self._kept.drop_oldest():
-            pass
+        self._kept.shrink(budget)
 
     def leave_room(self, more: int | None) -> None:
         """Lets the responses grow by at most `more` bytes from now on, or only as `budget` says for None."""
@@ -264,19 +263,20 @@ class ResponseCache:
 
     def _make_room(self, size: int) -> bool:
         """Evicts the least recently used until `size` fits and the disk is not low. Returns whether it does."""
-        if size > self._limit // 2:
-            return False
-        while self.bytes + size > self._limit:
-            if not self._kept.drop_oldest():
-                return False
-        return self._has_room()
+        taken = taken_by(size)
+        return taken <= self._limit // 2 and self._kept.shrink(self._limit - taken, more=1) and self._has_room()
 
     def _has_room(self) -> bool:
-        """Evicts the least recently used while the disk is low. Returns whether responses can be written afterwards."""
-        while self.disk_is_low():
+        """Evicts the least recently used while the disk is low. Returns whether responses can be written afterwards.
+
+        Only so many at a time, because they are removed on the event loop; the next miss goes on.
+        """
+        for _ in range(AT_ONCE):
+            if not self.disk_is_low():
+                return True
             if not self._kept.drop_oldest():
                 return False
-        return True
+        return not self.disk_is_low()
 
     def disk_is_low(self) -> bool:
         """Whether there is too little space on the disk to write responses."""
