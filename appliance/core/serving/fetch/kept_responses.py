@@ -210,7 +210,7 @@ class KeptResponses:
 
 
 def taken_by(size: int) -> int:
-    """The bytes of the disk that a file of `size` bytes takes. A file system may not know it until it has written it."""
+    """The bytes of the disk that a file of `size` bytes takes. Some file systems know it only later."""
     return -(-size // BLOCK) * BLOCK
 
 
