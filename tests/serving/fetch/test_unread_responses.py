@@ -91,6 +91,21 @@ def test_what_nobody_waits_for_before_its_turn_is_given_up(
     in_loop(test)
 
 
+def test_one_that_its_guest_cannot_open_is_given_up(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the process has no descriptor left, the guest gets its answer from upload-pack."""
+
+    async def test() -> None:
+        cache, slow = started(directory), Slow()
+        monkeypatch.setattr(ResponseCache, "_again", staticmethod(lambda _: None))
+        assert cache.get("a", REPO, slow) is None
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not list(directory.iterdir())
+        assert not slow.calls
+
+    in_loop(test)
+
+
 def test_few_are_written_to_their_end_for_nobody(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that were left first; the warmer and guests who wait do not count. Each that ends makes place."""
     monkeypatch.setattr(response_cache, "MOST_UNREAD", 2)

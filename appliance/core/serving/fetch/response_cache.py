@@ -114,7 +114,10 @@ class ResponseCache:
                 if self.trouble or not self._limit or not self._has_room():
                     return None
                 growing, result = self._begin(key, repo, produce), CacheResult.MISS
-            if growing is None or (descriptor := self._again(growing)) is None:
+            if growing is None:
+                return None
+            if (descriptor := self._again(growing)) is None:
+                self._left(growing)
                 return None
             growing.pinned |= pinned
             growing.readers += 1
