@@ -15,7 +15,7 @@ from appliance.core.api.compose import declare
 from appliance.core.api.openapi import description
 from appliance.core.backup.writer import BackupReport
 from appliance.core.models import Hydration
-from appliance.core.serving.fetch.response_cache import CacheResult
+from appliance.core.serving.fetch.cached_response import CacheResult
 from appliance.core.serving.ports.guest_routes import HTTP, SNAPSHOT
 
 nothing = cast(Any, None)

@@ -66,7 +66,9 @@ class LfsLab:
         try:
             while len(data) < pointer.size:
                 ready = await found.ready_beyond(len(data))
-                data += os.pread(file, ready - len(data), len(data))
+                piece = os.pread(file, ready - len(data), len(data))
+                assert piece, "the file is shorter than what is said to have arrived"
+                data += piece
         finally:
             found.readers -= 1
             os.close(file)

@@ -13,6 +13,7 @@ import pytest
 
 from appliance.core.config.credentials import CredentialConfig
 from appliance.core.errors import Forbidden, GitmirrorError, NoRoom, NotFound, TooLarge, TryLater
+from appliance.core.lfs import objects as lfs_objects
 from appliance.core.lfs import stock
 from appliance.core.lfs.http_client import Line, NotAllowed, Reach, request
 from appliance.core.lfs.pointers import Pointer
@@ -135,6 +136,34 @@ def test_an_object_that_is_cut_off_is_fetched_again(lab: LfsLab, server: LfsServ
     assert lab.run(lab.objects.fetch(repo, [POINTER])) == set()
     assert server.count("object") == 3
     assert isinstance(failure(lab, repo), TryLater)
+
+
+def test_a_guest_that_comes_between_two_attempts_gets_the_next(
+    lab: LfsLab, server: LfsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the bytes of the one that failed, which were wrong and too few."""
+    repo, upstreams = stored(server), lab.objects.upstreams
+    monkeypatch.setattr(lfs_objects, "PAUSE", 0.5)
+    server.faults.cut_after, server.faults.mangle = 1000, lambda data: b"X" * len(data)
+
+    async def ask() -> None:
+        fetch, has_failed = upstreams.fetch, asyncio.Event()
+
+        async def noted(*arguments: Any) -> None:
+            try:
+                await fetch(*arguments)
+            finally:
+                has_failed.set()
+
+        monkeypatch.setattr(upstreams, "fetch", noted)
+        first = asyncio.create_task(lab.objects.fetch(repo, [POINTER]))
+        await has_failed.wait()
+        server.reset()
+        assert await lab.bytes_of(repo, POINTER) == DATA
+        assert await first == {POINTER.oid}
+        assert server.count("object") == 2
+
+    lab.run(ask())
 
 
 def test_what_is_not_there_is_remembered(lab: LfsLab, server: LfsServer) -> None:

@@ -26,7 +26,7 @@ from appliance.core.recording.compose import Recording
 from appliance.core.recording.hook_guard import OFF
 from appliance.core.refresh.scheduler import Scheduler
 from appliance.core.serving.compose import Fetching, Ports
-from appliance.core.serving.fetch.response_cache import CacheResult
+from appliance.core.serving.fetch.cached_response import CacheResult
 from appliance.core.serving.ports.admin_routes import AdminRoutes
 from appliance.core.units import format_duration
 from appliance.core.workspace.snapshots import Snapshots

@@ -68,8 +68,8 @@ class StorageReport:
     def _with_names(self, usage: Usage) -> Usage:
         """The same with cached responses by repository: their files do not say whose they are."""
         sizes, names = Counter[str](), {repo.id: repo.name for repo in self.state.repos}
-        for response in self.cache.kept.by_use():
-            sizes[names.get(response.repo, "")] += response.size
+        for repo, taken in self.cache.kept.by_repo().items():
+            sizes[names.get(repo, "")] += taken
         named: Mapping[str, int] = {name: size for name, size in sizes.items() if name}
         # The kept ones are known exactly, so what was cached since the measurement counts already.
         return Usage(usage.at, {**usage.by, ANSWERS: {**named, "": max(0, self.cache.bytes - sum(named.values()))}})

@@ -76,9 +76,14 @@ class Flight:
 
     def start(self, path: Path) -> None:
         """Starts with an empty file at `path`, also after a failed attempt. Raises OSError."""
-        self.stop()
+        self.forget()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-        self._digest, self._written, self.arrived = hashlib.sha256(), 0, 0
+        self._digest, self._written = hashlib.sha256(), 0
+
+    def forget(self) -> None:
+        """Drops what a failed attempt brought, so that guests who come now wait for the bytes of the next one."""
+        self.stop()
+        self.arrived = 0
 
     def write(self, data: bytes) -> int:
         """Adds bytes, in a thread; returns how many there are now. Raises NoRoom, GitmirrorError."""

@@ -230,6 +230,7 @@ class LfsObjects:
                     fault = error
                     if flight.readers or attempt == ATTEMPTS - 1 or self._fault(repo, pointer) is not None:
                         break
+                    flight.forget()
                     await asyncio.sleep(PAUSE * 2**attempt)
         except GitmirrorError as error:
             fault = error

@@ -52,6 +52,9 @@ class CheckedFile:
     `digest` is the SHA-256 of the content in hex, or its beginning; if it is None, the first reading takes it.
     """
 
+    # The cache has up to twenty thousand of them.
+    __slots__ = ("_identity", "_reading", "checked_at", "digest", "path")
+
     def __init__(self, path: Path, identity: Identity | None, digest: str | None = None) -> None:
         assert identity or digest
         self.path = path

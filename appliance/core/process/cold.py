@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ColdThing:
     """Something that can be made or fetched again: `bytes` on the disk, of the repository `repo` ("" for none).
 

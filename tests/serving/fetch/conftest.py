@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.core.api.client import call
 from appliance.core.layout import Layout
+from appliance.core.serving.fetch.kept_responses import taken_by
 from tests.conftest import WIDGETS, ServeFactory
 from tests.serving.conftest import DEEP, SETTLED, Node
 from tests.serving.conftest import big_bare as big_bare
@@ -49,7 +50,7 @@ def wait_kept(serve: Serve) -> None:
     def look() -> bool:
         with contextlib.suppress(FileNotFoundError):
             files = (serve.state / "cache" / "responses").iterdir()
-            return sum(each.stat().st_size for each in files) == cache_of(serve)["bytes"]
+            return sum(taken_by(each.stat().st_size) for each in files) == cache_of(serve)["bytes"]
         return False
 
     wait_until(look, message="all answers are kept")

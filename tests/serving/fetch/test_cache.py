@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.core.serving.fetch import kept_responses
 from appliance.core.serving.fetch import response_cache as responses
-from appliance.core.serving.fetch.response_cache import (
-    AnswerFailed,
-    CachedResponse,
-    CacheResult,
-    Produce,
-    ResponseCache,
-)
+from appliance.core.serving.fetch.cached_response import AnswerFailed, CachedResponse, CacheResult
+from appliance.core.serving.fetch.kept_responses import BLOCK
+from appliance.core.serving.fetch.response_cache import Produce, ResponseCache
 
 REPO, OTHER = 1, 2
 
@@ -37,7 +35,7 @@ def in_loop(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-def started(directory: Path, budget: int = 10_000) -> ResponseCache:
+def started(directory: Path, budget: int = 10 * BLOCK) -> ResponseCache:
     """An empty cache."""
     cache = ResponseCache(directory, budget)
     cache.start()
@@ -52,13 +50,14 @@ def body(size: int, mark: bytes = b"x") -> bytes:
 def producing(data: bytes) -> Produce:
     """Writes `data` in one go."""
 
-    async def produce(output: int) -> None:
+    async def produce(output: int, on_begun: Callable[[], None]) -> None:
+        on_begun()
         os.write(output, data)
 
     return produce
 
 
-async def never(output: int) -> None:
+async def never(output: int, on_begun: Callable[[], None]) -> None:
     """Must not be called."""
     raise AssertionError("the answer is there already")
 
@@ -76,7 +75,7 @@ async def read(answer: CachedResponse | None) -> bytes:
 
 
 async def fill(cache: ResponseCache, *keys: str, size: int = 1000, repo: int = REPO, pinned: bool = False) -> None:
-    """Produces responses with these keys."""
+    """Produces responses with these keys. Each takes a block, if it is not larger."""
     for key in keys:
         await read(cache.get(key, repo, producing(body(size, key[:1].encode())), pinned=pinned))
 
@@ -101,8 +100,9 @@ class Slow:
         self.cancelled = False
         self._more: asyncio.Queue[bytes | BaseException] = asyncio.Queue()
 
-    async def __call__(self, output: int) -> None:
+    async def __call__(self, output: int, on_begun: Callable[[], None]) -> None:
         self.calls += 1
+        on_begun()
         try:
             while part := await self._more.get():
                 if isinstance(part, BaseException):
@@ -133,7 +133,8 @@ def test_the_first_makes_it_and_the_next_have_it(directory: Path) -> None:
             assert answer is not None and (answer.way, answer.size) == (CacheResult.HIT, 3000)
             assert await read(answer) == made
         assert cache.counts == {CacheResult.MISS: 1, CacheResult.HIT: 2, CacheResult.JOINED: 0, CacheResult.DIRECT: 0}
-        assert cache.bytes == 3000 == sum(each.stat().st_size for each in directory.iterdir())
+        assert cache.bytes == BLOCK
+        assert [each.stat().st_size for each in directory.iterdir()] == [3000]
 
     in_loop(test)
 
@@ -216,7 +217,7 @@ def test_a_file_that_somebody_touched_is_a_miss(directory: Path, harm: str) -> N
         assert answer is not None and answer.way == CacheResult.MISS
         assert await read(answer) == body(1000, b"A")
         assert await read(cache.get("a", REPO, never)) == body(1000, b"A")
-        assert cache.bytes == 2000
+        assert cache.bytes == 2 * BLOCK
 
     in_loop(test)
 
@@ -225,15 +226,15 @@ def test_the_budget_pushes_out_what_was_not_used_for_longest(directory: Path) ->
     """Least recently used first, as many as it takes, and never more than the budget."""
 
     async def test() -> None:
-        cache = started(directory, budget=4000)
+        cache = started(directory, budget=4 * BLOCK)
         await fill(cache, "a", "b", "c", "d")
         assert await kept(cache, "a") == ["a"]
-        await fill(cache, "e", size=1500)
-        assert cache.bytes <= 4000
+        await fill(cache, "e", size=BLOCK + 1)
+        assert cache.bytes <= 4 * BLOCK
         assert [each.name.partition("-")[2] for each in sorted(directory.iterdir())] == ["a", "d", "e"]
-        await fill(cache, "f", size=1800)
+        await fill(cache, "f", size=2 * BLOCK)
         assert await kept(cache, "e", "f") == ["e", "f"]
-        assert cache.bytes == 3300 == sum(each.stat().st_size for each in directory.iterdir())
+        assert cache.bytes == 4 * BLOCK
 
     in_loop(test)
 
@@ -242,12 +243,62 @@ def test_an_answer_larger_than_half_the_budget_is_sent_and_not_kept(directory: P
     """One clone does not cost all the others their answers."""
 
     async def test() -> None:
-        cache = started(directory, budget=4000)
+        cache = started(directory, budget=4 * BLOCK)
         await fill(cache, "a")
-        assert await read(cache.get("b", REPO, producing(body(2001)))) == body(2001)
-        assert cache.bytes == 1000
+        assert await read(cache.get("b", REPO, producing(body(2 * BLOCK + 1)))) == body(2 * BLOCK + 1)
+        assert cache.bytes == BLOCK
         assert await kept(cache, "a") == ["a"]
         assert len(list(directory.iterdir())) == 1
+
+    in_loop(test)
+
+
+def test_there_are_only_so_many_however_small(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A response of 76 bytes takes a block of the disk, and memory. The least recently used go, and none is pinned."""
+    monkeypatch.setattr(kept_responses, "MOST_KEPT", 3)
+
+    async def test() -> None:
+        cache = started(directory, budget=1000 * BLOCK)
+        await fill(cache, "warm", size=76, pinned=True)
+        await fill(cache, "a", "b", size=76)
+        assert cache.bytes == 3 * BLOCK
+        assert await kept(cache, "a") == ["a"]
+        await fill(cache, "c", size=76)
+        assert await kept(cache, "warm", "a", "c") == ["warm", "a", "c"]
+        assert len(list(directory.iterdir())) == 3
+        await fill(cache, "d", "e", size=76, pinned=True)
+        await fill(cache, "f", size=76)
+        assert await kept(cache, "warm", "d", "e") == ["warm", "d", "e"], "there is no place for another"
+        assert cache.bytes == 3 * BLOCK
+
+    in_loop(test)
+
+
+@pytest.mark.parametrize("how", ["evicted", "a smaller budget"])
+def test_many_that_go_hold_up_nobody(directory: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """They are misses at once; their files are removed beside the event loop."""
+    threads, remove = list[threading.Thread](), kept_responses._remove
+    monkeypatch.setattr(kept_responses, "AT_ONCE", 4)
+
+    def noted(paths: Iterable[Path]) -> None:
+        threads.append(threading.current_thread())
+        remove(paths)
+
+    async def test() -> None:
+        cache = started(directory, budget=100 * BLOCK)
+        await fill(cache, *"abcde")
+        await fill(cache, "other", repo=OTHER)
+        monkeypatch.setattr(kept_responses, "_remove", noted)
+        if how == "evicted":
+            cache.evict(REPO)
+        else:
+            cache.set_budget(BLOCK)
+        assert cache.bytes == BLOCK and cache.kept.by_repo() == {OTHER: BLOCK}
+        assert [each.key for each in cache.kept.by_use()] == ["other"]
+        while len(list(directory.iterdir())) > 1:
+            await asyncio.sleep(0.001)
+        assert threads and threading.main_thread() not in threads
+        assert await read(cache.get("other", OTHER, never)) == body(1000, b"o")
 
     in_loop(test)
 
@@ -256,7 +307,7 @@ def test_what_is_pushed_out_is_still_sent_to_its_end(directory: Path) -> None:
     """An open answer outlives its file."""
 
     async def test() -> None:
-        cache = started(directory, budget=4000)
+        cache = started(directory, budget=4 * BLOCK)
         await fill(cache, "a")
         answer = cache.get("a", REPO, never)
         cache.evict(REPO)
@@ -270,7 +321,7 @@ def test_warmed_answers_are_not_pushed_out_by_guests(directory: Path) -> None:
     """Whether produced for warming, cached already, or in production at that time; until the tip moves."""
 
     async def test() -> None:
-        cache, slow = started(directory, budget=4000), Slow()
+        cache, slow = started(directory, budget=4 * BLOCK), Slow()
         await fill(cache, "warm", pinned=True)
         await fill(cache, "guest's")
         cache.get("guest's", REPO, never, pinned=True).close()  # type: ignore[union-attr]
@@ -281,7 +332,7 @@ def test_warmed_answers_are_not_pushed_out_by_guests(directory: Path) -> None:
         await read(first)
         await fill(cache, *"0123456789")
         assert await kept(cache, "warm", "guest's", "joined") == ["warm", "guest's", "joined"]
-        assert cache.bytes <= 4000
+        assert cache.bytes <= 4 * BLOCK
         cache.unpin(OTHER)
         await fill(cache, *"0123456789")
         assert await kept(cache, "warm", "guest's", "joined") == ["warm", "guest's", "joined"]
@@ -296,7 +347,7 @@ def test_an_answer_that_outlasts_its_tip_is_not_pinned(directory: Path) -> None:
     """The tip moved while it was being produced, so it can be evicted like any other."""
 
     async def test() -> None:
-        cache, slow = started(directory, budget=4000), Slow()
+        cache, slow = started(directory, budget=4 * BLOCK), Slow()
         answer = cache.get("late", REPO, slow, pinned=True)
         cache.unpin(REPO)
         slow.write(body(1000, b"l"))
@@ -358,7 +409,7 @@ def test_evicting_a_repository_leaves_the_others(directory: Path) -> None:
         slow.write(body(100))
         slow.write(b"")
         assert await read(growing) == body(100)
-        assert cache.bytes == 1000
+        assert cache.bytes == BLOCK
         assert len(list(directory.iterdir())) == 1
         assert await kept(cache, "a", "c", "b") == ["b"]
 
@@ -379,11 +430,27 @@ def test_a_low_disk_frees_what_it_can_and_then_makes_nothing(directory: Path, mo
         monkeypatch.setattr(cache, "disk_is_low", is_low)
         await fill(cache, "d")
         assert await kept(cache, "warm", "d") == ["warm", "d"]
-        assert cache.bytes == 2000
+        assert cache.bytes == 2 * BLOCK
         monkeypatch.setattr(cache, "disk_is_low", lambda: True)
         assert cache.get("e", REPO, never) is None
-        assert cache.bytes == 1000
+        assert cache.bytes == BLOCK
         assert await read(cache.get("warm", REPO, never)) == body(1000, b"w")
+
+    in_loop(test)
+
+
+def test_a_low_disk_holds_up_nobody(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each miss frees a few, rather than one of them all."""
+
+    async def test() -> None:
+        cache = started(directory, budget=100 * BLOCK)
+        await fill(cache, *(f"{number:02}" for number in range(40)))
+        monkeypatch.setattr(cache, "disk_is_low", lambda: True)
+        left = []
+        for _ in range(2):
+            assert cache.get("new", REPO, never) is None
+            left.append(len(list(directory.iterdir())))
+        assert left == [40 - kept_responses.AT_ONCE, 0]
 
     in_loop(test)
 

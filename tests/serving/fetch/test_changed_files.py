@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from appliance.core.process.checked_file import Identity
 from appliance.core.serving.fetch import kept_responses
-from appliance.core.serving.fetch.response_cache import CacheResult, ResponseCache
+from appliance.core.serving.fetch.cached_response import CacheResult
+from appliance.core.serving.fetch.kept_responses import BLOCK
+from appliance.core.serving.fetch.response_cache import ResponseCache
 from tests.conftest import WIDGETS
 from tests.serving.fetch.conftest import (
     Counting,
@@ -69,7 +72,7 @@ def test_a_response_changed_in_place_is_made_anew(
         assert await read(cache.get("a", REPO, never)) == body(1000, b"A")
         assert await read(cache.get("b", REPO, never)) == body(1000, b"b")
         assert damaged(cache) == 1
-        assert cache.bytes == 2000 == sum(each.stat().st_size for each in directory.iterdir())
+        assert cache.bytes == 2 * BLOCK
         [line] = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
         assert "thrown away" in line
 
@@ -107,10 +110,10 @@ def test_guests_who_come_together_have_it_thrown_away_once(directory: Path, capl
         await take_digests(cache)
         change_in_place(file_of(directory, "a"))
 
-        async def produce(output: int) -> None:
+        async def produce(output: int, on_begun: Callable[[], None]) -> None:
             nonlocal made
             made += 1
-            await producing(body(1000, b"A"))(output)
+            await producing(body(1000, b"A"))(output, on_begun)
 
         async def guest() -> bytes:
             await cache.check("a")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from appliance.core.models import Repo
+from appliance.core.process.cold import open_files
+from appliance.core.serving.fetch import cold_responses
 from appliance.core.serving.fetch.cold_responses import ColdResponses
+from appliance.core.serving.fetch.kept_responses import BLOCK
 from appliance.core.serving.fetch.response_cache import ResponseCache
 from tests.serving.fetch.test_cache import body, in_loop, never, producing, read
 
@@ -45,12 +50,12 @@ def test_the_longest_unused_go_first(cache: ResponseCache) -> None:
         sending = cache.get("b", REPO.id, never)
         assert sending is not None
         found = await cold.candidates({})
-        assert [(thing.repo, thing.bytes) for thing in found] == [("acme/widgets", 1000)] * 3
+        assert [(thing.repo, thing.bytes) for thing in found] == [("acme/widgets", BLOCK)] * 3
         assert all(before <= thing.used_at <= time.time() for thing in found)
-        assert len(await cold.reclaim(1500, {})) == 2
+        assert len(await cold.reclaim(BLOCK + 1, {})) == 2
         assert keys(cache) == ["b", "warmed"]
         assert await read(sending) == body(1000)
-        assert len(await cold.reclaim(10_000, {})) == 2
+        assert len(await cold.reclaim(10 * BLOCK, {})) == 2
         assert cache.bytes == 0
 
     in_loop(test)
@@ -61,14 +66,37 @@ def test_a_ceiling_beside_the_budget(cache: ResponseCache) -> None:
 
     async def test() -> None:
         await fill(cache, "a", "b")
-        cache.leave_room(1500)
+        cache.leave_room(BLOCK + 1)
         await fill(cache, "c", "d", "e")
         assert keys(cache) == ["c", "d", "e"]
-        cache.leave_room(-5000)
+        cache.leave_room(-5 * BLOCK)
         assert cache.get("f", REPO.id, never) is None
         await read(cache.get("e", REPO.id, never))
         cache.leave_room(None)
         await fill(cache, "f")
         assert keys(cache)[-1] == "f"
+
+    in_loop(test)
+
+
+def test_they_are_looked_for_beside_the_event_loop(cache: ResponseCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be twenty thousand. What changes meanwhile spoils nothing."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def slowly() -> frozenset[tuple[int, int]]:
+        began.set()
+        assert go_on.wait(60)
+        return open_files()
+
+    async def test() -> None:
+        await fill(cache, "a", "b", "c")
+        monkeypatch.setattr(cold_responses, "open_files", slowly)
+        reclaiming = asyncio.create_task(ColdResponses(cache, lambda: [REPO]).reclaim(10 * BLOCK, {}))
+        assert await asyncio.to_thread(began.wait, 60)
+        await fill(cache, "d")
+        cache.kept.drop("b")
+        go_on.set()
+        assert len(await reclaiming) == 2
+        assert keys(cache) == ["d"]
 
     in_loop(test)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.serving.fetch.kept_responses import taken_by
 from tests.conftest import WIDGETS
 from tests.serving.conftest import Node, close_all, is_whole_pack
 from tests.serving.fetch.conftest import (
@@ -86,7 +87,7 @@ def test_status_counts_every_way(gated_node: GatedNode, tmp_path: Path) -> None:
     found = {way: after[way] - before[way] for way in ("hits", "misses", "joined", "direct")}
     assert found.pop("direct") >= 1, "a negotiation may take more than one round"
     assert found == {"hits": 1, "misses": 2, "joined": 1}
-    assert after["bytes"] == sum(each.stat().st_size for each in answers(node))
+    assert after["bytes"] == sum(taken_by(each.stat().st_size) for each in answers(node))
 
 
 def test_many_guests_at_once_cost_one_upload_pack(gated_node: GatedNode, tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_a_small_budget_holds_and_keeps_what_is_warm(gated: GatedFactory, tmp_pa
         ask(node.serve, WIDGETS, fetch_request(oid))
         assert cache_of(node.serve)["bytes"] <= 2 * 2**20
     wait_kept(node.serve)
-    assert sum(each.stat().st_size for each in answers(node)) == cache_of(node.serve)["bytes"] > warm
+    assert sum(taken_by(each.stat().st_size) for each in answers(node)) == cache_of(node.serve)["bytes"] > warm
     counting = Counting(node.serve)
     node.serve.clone(tmp_path / "one", WIDGETS, "--depth=1")
     node.serve.clone(tmp_path / "two", WIDGETS, "--depth=1", "--filter=blob:none")

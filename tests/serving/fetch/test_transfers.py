@@ -12,7 +12,7 @@ import pytest
 from appliance.core.api.client import call, pages
 from appliance.core.errors import GitmirrorError
 from appliance.core.layout import Layout
-from appliance.core.serving.fetch.response_cache import AnswerFailed
+from appliance.core.serving.fetch.cached_response import AnswerFailed
 from appliance.core.serving.fetch.transfers import outcome_of, road_of
 from appliance.core.serving.net.streams import IdleTimeout
 from tests.conftest import WIDGETS, ServeFactory

@@ -5,7 +5,7 @@
 - `negotiation`: finds out whether an answer has the pack, which is the last of its connection.
 - `request_reader`: reads v2 requests strictly and within bounds. `request_memo`: large requests that were read before.
 - `response_cache`: complete responses as files. Each is made once and sent to many guests, even while it is being
-  written.
+  written. `cached_response`: what one guest has of a response.
 - `kept_responses`: the complete responses. A response whose file has changed since it was written is thrown away.
   `cold_responses`: what goes of them when the disk is short.
 - `ref_snapshots`: the refs that guests are shown, reused until a file shows that one has changed.
@@ -18,5 +18,6 @@ grown. A fetch with haves goes from upload-pack directly to the guest.
 
 What always holds: the cache keeps only a response that ended with exit code 0 and a flush, and sends none whose file
 was touched since it was known to be right. Its key holds everything that the response depends on. A guest that
-disconnects does not stop the response for others. If a response fails, every guest that joined it gets an error.
+disconnects does not stop the response for others, and few are written for nobody. If a response fails, every guest
+that joined it gets an error.
 """

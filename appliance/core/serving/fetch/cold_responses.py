@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from appliance.core.models import Repo
 from appliance.core.process.cold import ColdThing, is_open, open_files
@@ -25,24 +25,33 @@ class ColdResponses:
 
     async def candidates(self, sizes: Mapping[str, int]) -> list[ColdThing]:
         """Responses, the longest unused first; those that were made before anybody asked are the last."""
-        return [thing for thing, _ in self._found()]
+        return [thing for thing, _ in await self._found()]
 
     async def reclaim(self, wanted: int, sizes: Mapping[str, int]) -> list[ColdThing]:
         """Drops responses until `wanted` bytes are free."""
         gone: list[ColdThing] = []
-        for thing, response in list(self._found()):
+        for thing, key in await self._found():
             if wanted <= 0:
                 break
-            if self._cache.kept.drop(response.key):
+            if self._cache.kept.drop(key):
                 gone.append(thing)
                 wanted -= thing.bytes
             if len(gone) % AT_ONCE == 0:
                 await asyncio.sleep(0)
         return gone
 
-    def _found(self) -> Iterator[tuple[ColdThing, UnusedResponse]]:
-        names, opened = {repo.id: repo.name for repo in self._repos()}, open_files()
-        for response in self._cache.kept.by_use():
-            if not is_open(response.path, opened):
-                name = names.get(response.repo, "")
-                yield ColdThing(self.kind, name, "a cached response", response.size, response.used_at), response
+    async def _found(self) -> list[tuple[ColdThing, str]]:
+        """What can go, each with its key."""
+        names, responses = {repo.id: repo.name for repo in self._repos()}, self._cache.kept.by_use()
+        # A look at each file, of which there may be twenty thousand.
+        return await asyncio.to_thread(self._that_are_closed, responses, names)
+
+    def _that_are_closed(
+        self, responses: Iterable[UnusedResponse], names: Mapping[int, str]
+    ) -> list[tuple[ColdThing, str]]:
+        opened = open_files()
+        return [
+            (ColdThing(self.kind, names.get(each.repo, ""), "a cached response", each.taken, each.used_at), each.key)
+            for each in responses
+            if not is_open(each.path, opened)
+        ]

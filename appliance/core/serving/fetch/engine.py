@@ -16,11 +16,12 @@ from appliance.core.git.mirror import Mirror
 from appliance.core.git.ref_sets import AGENTS
 from appliance.core.models import Caller, Hydration, Repo
 from appliance.core.serving.fetch.away import MOST_NAMED, AwaySessions, SessionAway, named_sessions
+from appliance.core.serving.fetch.cached_response import CachedResponse, CacheResult
 from appliance.core.serving.fetch.negotiation import Negotiation
 from appliance.core.serving.fetch.ref_snapshots import RefSnapshot, RefSnapshots, is_understood
 from appliance.core.serving.fetch.relayed import Relayed
 from appliance.core.serving.fetch.request_memo import RequestMemo
-from appliance.core.serving.fetch.response_cache import ENDING, CachedResponse, CacheResult, ResponseCache
+from appliance.core.serving.fetch.response_cache import ENDING, ResponseCache
 from appliance.core.serving.fetch.transfers import ABORTED, COMPLETE, Transfers, outcome_of, taken_of
 from appliance.core.serving.fetch.upload_pack import Spool, UploadPack
 from appliance.core.serving.net.aside import aside
@@ -153,10 +154,10 @@ class Engine:
         tags = (await self._snapshots.get(repo)).tags if shape.include_tag else ""
         mirror = self._mirror_of(repo.name).path
 
-        async def produce(output: int) -> None:
+        async def produce(output: int, on_begun: Callable[[], None]) -> None:
             large = len(shape.wants) > MANY_LINES
             request = await aside(_encode, shape) if large else _encode(shape)
-            await self._upload_pack.write(mirror, request, output, slowly=warming)
+            await self._upload_pack.write(mirror, request, output, on_begun, slowly=warming)
 
         key = shape.key(repo.id, tags)
         await self._cache.check(key)

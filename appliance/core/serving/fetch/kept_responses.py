@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,15 @@ log = logging.getLogger(__name__)
 DIGEST_RATE = 64 * 2**20
 """Bytes per second when the digest of a new response is computed. Its file is still in memory, so the disk is idle."""
 
+MOST_KEPT = 20_000
+"""Responses at most, whatever their size. Each takes 1.1 kB of memory, and each is looked at when the disk is short."""
+BLOCK = 4096
+"""Bytes of the disk that a file takes at a time: a file system's block, in most cases."""
+AT_ONCE = 32
+"""Files that are removed at once on the event loop. More of them are removed in a thread, because 30,000 take 0.4 s."""
 
-@dataclass
+
+@dataclass(slots=True)
 class _Entry:
     file: CheckedFile
     size: int
@@ -29,13 +37,13 @@ class _Entry:
     """Unix seconds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UnusedResponse:
-    """A response that nobody reads: its key, its file and its size, the repository id, and when it was last used."""
+    """A response: its key, its file and the bytes that this takes, the repository id, and when it was last used."""
 
     key: str
     path: Path
-    size: int
+    taken: int
     repo: int
     used_at: float
 
@@ -49,7 +57,9 @@ class KeptResponses:
         self._without_digest: dict[str, None] = {}
         self._with_digest: OrderedDict[str, None] = OrderedDict()
         """The keys, the one whose file was read longest ago first."""
+        self._by_repo = Counter[int]()
         self.bytes = 0
+        """What the files take on the disk."""
         self.damaged = 0
         """How many were thrown away because their file had changed since it was written."""
 
@@ -57,7 +67,7 @@ class KeptResponses:
         """Stores the complete response in the file `path`, which has this `status`."""
         self._entries[key] = _Entry(CheckedFile(path, Identity.of(status)), status.st_size, repo, pinned, time.time())
         self._without_digest[key] = None
-        self.bytes += status.st_size
+        self._count(repo, taken_by(status.st_size))
 
     def open(self, key: str, *, pin: bool) -> tuple[int, int] | None:
         """A descriptor of a response, and its size in bytes; None if there is no undamaged one. `pin` pins it."""
@@ -129,8 +139,23 @@ class KeptResponses:
 
     def evict(self, repo: int) -> None:
         """Drops all responses of a repository id."""
-        for key in [key for key, entry in self._entries.items() if entry.repo == repo]:
-            self._drop(key)
+        self._drop(*[key for key, entry in self._entries.items() if entry.repo == repo])
+
+    def shrink(self, most_bytes: int, *, more: int = 0) -> bool:
+        """Drops the least recently used that are not pinned, until they take at most `most_bytes` and `more` fit.
+
+        Returns whether they do.
+        """
+        left, count, going = self.bytes, len(self._entries) + more, []
+        for key, entry in self._entries.items():
+            if left <= most_bytes and count <= MOST_KEPT:
+                break
+            if not entry.pinned:
+                going.append(key)
+                left -= taken_by(entry.size)
+                count -= 1
+        self._drop(*going)
+        return left <= most_bytes and count <= MOST_KEPT
 
     def drop_oldest(self) -> bool:
         """Drops the least recently used response that is not pinned. Returns whether there was one."""
@@ -140,11 +165,21 @@ class KeptResponses:
         return oldest is not None
 
     def by_use(self) -> Iterator[UnusedResponse]:
-        """All responses, the longest unused first, and those that are pinned last. Drop none before the end."""
-        for pinned in (False, True):
-            for key, entry in self._entries.items():
-                if entry.pinned is pinned:
-                    yield UnusedResponse(key, entry.file.path, entry.size, entry.repo, entry.used_at)
+        """The responses of this moment, the longest unused first, and those that are pinned last.
+
+        They may be iterated over in a thread, which takes 25 ms for MOST_KEPT.
+        """
+        keys, entries = list(self._entries), list(self._entries.values())
+        return (
+            UnusedResponse(key, entry.file.path, taken_by(entry.size), entry.repo, entry.used_at)
+            for pinned in (False, True)
+            for key, entry in zip(keys, entries, strict=True)
+            if entry.pinned is pinned
+        )
+
+    def by_repo(self) -> Mapping[int, int]:
+        """The bytes that responses take, by repository id."""
+        return self._by_repo
 
     def drop(self, key: str) -> bool:
         """Drops a response. Returns whether it was still there."""
@@ -153,10 +188,33 @@ class KeptResponses:
         self._drop(key)
         return True
 
-    def _drop(self, key: str) -> None:
+    def _drop(self, *keys: str) -> None:
+        paths = [self._forget(key) for key in keys]
+        if len(paths) <= AT_ONCE:
+            _remove(paths)
+        else:
+            asyncio.get_running_loop().run_in_executor(None, _remove, paths)
+
+    def _forget(self, key: str) -> Path:
         entry = self._entries.pop(key)
         self._without_digest.pop(key, None)
         self._with_digest.pop(key, None)
-        self.bytes -= entry.size
+        self._count(entry.repo, -taken_by(entry.size))
+        return entry.file.path
+
+    def _count(self, repo: int, more: int) -> None:
+        self.bytes += more
+        self._by_repo[repo] += more
+        if not self._by_repo[repo]:
+            del self._by_repo[repo]
+
+
+def taken_by(size: int) -> int:
+    """The bytes of the disk that a file of `size` bytes takes. Some file systems know it only later."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
         with contextlib.suppress(OSError):
-            entry.file.path.unlink()
+            path.unlink()

@@ -12,11 +12,11 @@ import logging
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
-from appliance.core.serving.fetch.kept_responses import KeptResponses
+from appliance.core.serving.fetch.cached_response import CachedResponse, CacheResult, GrowingResponse
+from appliance.core.serving.fetch.kept_responses import AT_ONCE, KeptResponses, taken_by
 
 log = logging.getLogger(__name__)
 
@@ -28,93 +28,26 @@ LOW_DISK = 2**30
 
 ENDING = b"0000"
 
-Produce = Callable[[int], Awaitable[None]]
-"""Writes a response to a descriptor. Raises an exception if the response is not complete."""
+MOST_UNREAD = 8
+"""Responses that are written to their end although nobody reads them. Beyond it, the one that was left last is given
+up: those left before it are nearer to their end, and guests that ask and hang up must not cost them what is written."""
 
+Produce = Callable[[int, Callable[[], None]], Awaitable[None]]
+"""Writes a response to a descriptor, and calls the function when it begins, until when it only waits for its turn.
 
-class CacheResult(StrEnum):
-    """How a guest got its response."""
-
-    HIT = "hit"
-    JOINED = "joined"
-    MISS = "miss"
-    DIRECT = "direct"
-
-
-class AnswerFailed(Exception):
-    """The response is not complete. The part that was sent ends with git's own error message, if it wrote one."""
-
-
-@dataclass
-class _Growing:
-    """A response that is being written. `size` is the bytes so far; `done` and `failed` say whether and how it ended.
-
-    `wanted` is false once no guest will ask for it again. It is then finished for its `readers`, and not kept.
-    """
-
-    key: str
-    repo: int
-    pinned: bool
-    descriptor: int
-    wanted: bool = True
-    size: int = 0
-    done: bool = False
-    failed: bool = False
-    readers: int = 0
-    grown: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
-
-
-@dataclass
-class CachedResponse:
-    """One guest's view of a response: an open file. `ready_beyond` says how much of it may be sent."""
-
-    way: CacheResult
-    _descriptor: int
-    _size: int | None
-    _growing: _Growing | None
-
-    @property
-    def size(self) -> int | None:
-        """The total bytes, or None while it is being written."""
-        return self._size
-
-    def whole_size(self) -> int | None:
-        """The total bytes as far as they are known now, also of one whose writing has ended meanwhile."""
-        growing = self._growing
-        return growing.size if growing is not None and growing.done and not growing.failed else self._size
-
-    async def ready_beyond(self, offset: int) -> int:
-        """Waits for bytes past `offset`, or the end; returns the bytes so far. Raises AnswerFailed at a failed end."""
-        if self._growing is None:
-            assert self._size is not None
-            return self._size
-        while self._growing.size <= offset and not self._growing.done:
-            await self._growing.grown.wait()
-        if self._growing.size <= offset and self._growing.failed:
-            raise AnswerFailed
-        return self._growing.size
-
-    def file(self) -> int:
-        """The descriptor to send from."""
-        return self._descriptor
-
-    def close(self) -> None:
-        """Ends this guest's use. A response that is being written goes on, even if the guest disconnected early."""
-        os.close(self._descriptor)
-        if self._growing is not None:
-            self._growing.readers -= 1
+Raises an exception if the response is not complete.
+"""
 
 
 class ResponseCache:
-    """Responses below `directory`; the complete ones have at most `budget` bytes. Belongs to one event loop."""
+    """Responses below `directory`; the complete ones take at most `budget` bytes. Belongs to one event loop."""
 
     def __init__(self, directory: Path, budget: int) -> None:
         self._directory = directory
         self.budget = budget
         self._ceiling: int | None = None
         self._kept = KeptResponses()
-        self._growing: dict[str, _Growing] = {}
+        self._growing: dict[str, GrowingResponse] = {}
         self._number = 0
         self.trouble: str | None = None
         """Why no response can be stored, or None. Guests get theirs directly from upload-pack meanwhile."""
@@ -145,13 +78,13 @@ class ResponseCache:
 
     @property
     def bytes(self) -> int:
-        """The bytes of the complete responses."""
+        """The bytes of the disk that the complete responses take."""
         return self._kept.bytes
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
-        yield "cache_bytes", "Bytes of complete responses in the cache.", self.bytes
-        yield "cache_budget_bytes", "The most bytes that complete responses may have in the cache.", self.budget
+        yield "cache_bytes", "Bytes of the disk that complete responses take in the cache.", self.bytes
+        yield "cache_budget_bytes", "The most bytes that complete responses may take in the cache.", self.budget
         yield (
             "damaged_responses",
             "Cached responses thrown away because their file had changed since it was written, since the start.",
@@ -181,7 +114,10 @@ class ResponseCache:
                 if self.trouble or not self._limit or not self._has_room():
                     return None
                 growing, result = self._begin(key, repo, produce), CacheResult.MISS
-            if growing is None or (descriptor := self._again(growing)) is None:
+            if growing is None:
+                return None
+            if (descriptor := self._again(growing)) is None:
+                self._left(growing)
                 return None
             growing.pinned |= pinned
             growing.readers += 1
@@ -204,13 +140,24 @@ class ResponseCache:
     def give_up(self, response: CachedResponse) -> None:
         """Closes a response that is not needed any more, and stops writing it unless another guest reads it."""
         response.close()
-        growing = response._growing
-        if growing is None or growing.done or growing.readers:
+        growing = response.growing
+        if growing is not None and not growing.readers:
+            self._stop(growing)
+
+    def _left(self, growing: GrowingResponse) -> None:
+        if growing.readers or growing.done:
             return
-        # Taken out first, so that no guest joins a response that is being cancelled.
-        self._growing.pop(growing.key, None)
-        if growing.task is not None:
-            growing.task.cancel()
+        unread = sum(not each.readers for each in self._growing.values())
+        if growing.watch is None or not growing.wanted or unread > MOST_UNREAD or self.disk_is_low():
+            self._stop(growing)
+
+    def _stop(self, growing: GrowingResponse) -> None:
+        """Stops writing a response, unless that has ended or is being stopped already."""
+        if self._growing.get(growing.key) is growing:
+            # Taken out first, so that no guest joins a response that is being cancelled.
+            del self._growing[growing.key]
+            if growing.task is not None:
+                growing.task.cancel()
 
     def unpin(self, repo: int) -> None:
         """Lets the warmed responses of a repository be evicted like any others, because its tip moved."""
@@ -225,12 +172,12 @@ class ResponseCache:
             growing.wanted = growing.wanted and growing.repo != repo
 
     @staticmethod
-    def _again(growing: _Growing) -> int | None:
+    def _again(growing: GrowingResponse) -> int | None:
         with contextlib.suppress(OSError):
             return os.dup(growing.descriptor)
         return None
 
-    def _begin(self, key: str, repo: int, produce: Produce) -> _Growing | None:
+    def _begin(self, key: str, repo: int, produce: Produce) -> GrowingResponse | None:
         self._number += 1
         path = self._directory / f"{self._number:x}-{key[:32]}"
         try:
@@ -238,34 +185,44 @@ class ResponseCache:
         except OSError as error:
             self._complain(error)
             return None
-        growing = _Growing(key, repo, False, descriptor)
+        growing = GrowingResponse(key, repo, False, descriptor, self._left)
         self._growing[key] = growing
-        growing.task = asyncio.create_task(self._grow(growing, path, produce), name="answer")
+        growing.task = asyncio.create_task(self._grow(growing, produce), name="answer")
+        # A task that is cancelled before it has run at all runs no `finally`.
+        growing.task.add_done_callback(partial(self._settle, growing, path))
         return growing
 
-    async def _grow(self, growing: _Growing, path: Path, produce: Produce) -> None:
-        watch = asyncio.create_task(self._watch(growing))
-        whole = False
-        try:
-            await produce(growing.descriptor)
-            size = os.fstat(growing.descriptor).st_size
-            whole = size > 4 and os.pread(growing.descriptor, 4, size - 4) == ENDING
-        except (Exception, asyncio.CancelledError) as error:
-            log.info("a response could not be made: %s", str(error) or type(error).__name__)
-        finally:
-            watch.cancel()
-            growing.size = os.fstat(growing.descriptor).st_size
-            growing.done, growing.failed = True, not whole
-            growing.grown.set()
-            os.close(growing.descriptor)
-            current = self._growing.get(growing.key) is growing
-            if current:
-                del self._growing[growing.key]
-            if not (whole and current and growing.wanted and self._keep(growing, path)):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+    async def _grow(self, growing: GrowingResponse, produce: Produce) -> bool:
+        """Has a response written. Returns whether it is complete."""
 
-    def _keep(self, growing: _Growing, path: Path) -> bool:
+        def begin() -> None:
+            growing.watch = asyncio.create_task(self._watch(growing), name="watch of an answer")
+
+        try:
+            await produce(growing.descriptor, begin)
+        except Exception as error:
+            log.info("a response could not be made: %s", str(error) or type(error).__name__)
+            return False
+        size = os.fstat(growing.descriptor).st_size
+        return size > 4 and os.pread(growing.descriptor, 4, size - 4) == ENDING
+
+    def _settle(self, growing: GrowingResponse, path: Path, task: asyncio.Task[bool]) -> None:
+        """Tells the readers that a response has ended, and keeps it if it is complete."""
+        if growing.watch is not None:
+            growing.watch.cancel()
+        whole = not task.cancelled() and task.result()
+        growing.size = os.fstat(growing.descriptor).st_size
+        growing.done, growing.failed = True, not whole
+        growing.grown.set()
+        os.close(growing.descriptor)
+        current = self._growing.get(growing.key) is growing
+        if current:
+            del self._growing[growing.key]
+        if not (whole and current and growing.wanted and self._keep(growing, path)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _keep(self, growing: GrowingResponse, path: Path) -> bool:
         """Keeps a complete response if there is room for it. Returns whether it does."""
         if not self._make_room(growing.size):
             return False
@@ -278,8 +235,7 @@ class ResponseCache:
         self._kept.add(growing.key, path, status, growing.repo, growing.pinned)
         return True
 
-    @staticmethod
-    async def _watch(growing: _Growing) -> None:
+    async def _watch(self, growing: GrowingResponse) -> None:
         while True:
             await asyncio.sleep(POLL)
             size = os.fstat(growing.descriptor).st_size
@@ -287,12 +243,13 @@ class ResponseCache:
                 growing.size = size
                 growing.grown.set()
                 growing.grown = asyncio.Event()
+                if not growing.readers and self.disk_is_low():
+                    self._stop(growing)
 
     def set_budget(self, budget: int) -> None:
         """Changes the budget. Responses that no longer fit are evicted, the least recently used first."""
         self.budget = budget
-        while self.bytes > budget and self._kept.drop_oldest():
-            pass
+        self._kept.shrink(budget)
 
     def leave_room(self, more: int | None) -> None:
         """Lets the responses grow by at most `more` bytes from now on, or only as `budget` says for None."""
@@ -309,19 +266,20 @@ class ResponseCache:
 
     def _make_room(self, size: int) -> bool:
         """Evicts the least recently used until `size` fits and the disk is not low. Returns whether it does."""
-        if size > self._limit // 2:
-            return False
-        while self.bytes + size > self._limit:
-            if not self._kept.drop_oldest():
-                return False
-        return self._has_room()
+        taken = taken_by(size)
+        return taken <= self._limit // 2 and self._kept.shrink(self._limit - taken, more=1) and self._has_room()
 
     def _has_room(self) -> bool:
-        """Evicts the least recently used while the disk is low. Returns whether responses can be written afterwards."""
-        while self.disk_is_low():
+        """Evicts the least recently used while the disk is low. Returns whether responses can be written afterwards.
+
+        Only so many at a time, because they are removed on the event loop; the next miss goes on.
+        """
+        for _ in range(AT_ONCE):
+            if not self.disk_is_low():
+                return True
             if not self._kept.drop_oldest():
                 return False
-        return True
+        return not self.disk_is_low()
 
     def disk_is_low(self) -> bool:
         """Whether there is too little space on the disk to write responses."""

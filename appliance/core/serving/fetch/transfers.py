@@ -10,7 +10,7 @@ from typing import Any
 
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import Caller, Repo
-from appliance.core.serving.fetch.response_cache import AnswerFailed
+from appliance.core.serving.fetch.cached_response import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import UploadPackError
 from appliance.core.serving.net.acceptor import EXHAUSTED
 from appliance.core.serving.net.streams import SocketStream

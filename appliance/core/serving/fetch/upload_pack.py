@@ -42,12 +42,16 @@ class UploadPack:
         self._hear = hear
         self._slots = asyncio.Semaphore(ENOUGH_CHILDREN)
 
-    async def write(self, mirror: Path, request: bytes, output: int, *, slowly: bool = False) -> None:
+    async def write(
+        self, mirror: Path, request: bytes, output: int, on_begun: Callable[[], None], *, slowly: bool = False
+    ) -> None:
         """Writes the response to one v2 request into an open file. Raises UploadPackError.
 
-        The whole process group has ended when this returns. `slowly` runs it niced, when no guest waits for it.
+        The whole process group has ended when this returns. `on_begun` is called when it no longer waits for a slot.
+        `slowly` runs it niced, when no guest waits for it.
         """
         async with self._slot():
+            on_begun()
             with error_output(partial(self._hear, mirror)) as errors:
                 options = ["--stateless-rpc", str(mirror)]
                 child = self._start(options, request, output, errors, version=2, slowly=slowly)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Health, Repo
+from appliance.core.serving.fetch.cached_response import AnswerFailed
 from appliance.core.serving.fetch.engine import Engine, ShapeAsked
-from appliance.core.serving.fetch.response_cache import AnswerFailed, ResponseCache
+from appliance.core.serving.fetch.response_cache import ResponseCache
 from appliance.core.serving.fetch.upload_pack import UploadPackError
 from appliance.core.serving.wire.v2 import FetchShape
 

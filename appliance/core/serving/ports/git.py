@@ -17,10 +17,10 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.git.mirror import Mirror
 from appliance.core.models import Caller, Repo
 from appliance.core.process.children import Children
+from appliance.core.serving.fetch.cached_response import AnswerFailed
 from appliance.core.serving.fetch.engine import Engine
 from appliance.core.serving.fetch.relayed import Relayed
 from appliance.core.serving.fetch.request_reader import V2Reader
-from appliance.core.serving.fetch.response_cache import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import UploadPackError
 from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Busy
 from appliance.core.serving.net.admission import Admission

@@ -16,10 +16,10 @@ from urllib.parse import quote
 from appliance.core.access.gate import AccessGate
 from appliance.core.errors import GitmirrorError
 from appliance.core.models import Repo
+from appliance.core.serving.fetch.cached_response import AnswerFailed
 from appliance.core.serving.fetch.engine import Engine
 from appliance.core.serving.fetch.request_memo import LARGE
 from appliance.core.serving.fetch.request_reader import MOST_REQUEST_BYTES, V2Reader
-from appliance.core.serving.fetch.response_cache import AnswerFailed
 from appliance.core.serving.fetch.upload_pack import Spool, UploadPackError
 from appliance.core.serving.net.acceptor import EXHAUSTED, EXHAUSTED_TEXT, Busy
 from appliance.core.serving.net.admission import Admission
