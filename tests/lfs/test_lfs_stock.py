@@ -6,9 +6,14 @@ import asyncio
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -148,11 +153,43 @@ def test_a_purge_leaves_nothing(stock: LfsStock, tmp_path: Path) -> None:
     """Of one repository alone."""
     put(stock, b"a")
     kept = put(stock, b"b", OTHER)
-    stock.purge(REPO.name)
-    assert not (Layout(tmp_path).lfs / "acme/widgets").exists()
+    stock.purge(REPO.name).result(20)
+    assert [path.name for path in (Layout(tmp_path).lfs / "acme").iterdir()] == ["other"]
     assert stock.path(OTHER, kept) is not None and stock.bytes == 1
     stock.keep_only(["acme/third"])
     assert stock.bytes == 0
+
+
+def test_a_purge_holds_nobody_up(stock: LfsStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The objects are forgotten at once, their files go in a thread; the next object under the name does not wait."""
+    places, oid, goes_on = tmp_path / "lfs/acme", put(stock, b"a"), threading.Event()
+
+    def remove(path: Path, **options: Any) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        assert goes_on.wait(20)
+        shutil.rmtree(path, **options)
+
+    monkeypatch.setattr(stocks, "shutil", SimpleNamespace(rmtree=remove))
+    purge = stock.purge(REPO.name)
+    assert stock.path(REPO, oid) is None and stock.bytes == 0 and not (places / "widgets").exists()
+    moved = replace(REPO, url="https://example.com/acme/moved")
+    again = put(stock, b"a", moved)
+    assert len(list(places.rglob(oid))) == 2, "the files are not there any more"
+    goes_on.set()
+    purge.result(20)
+    assert len(list(places.rglob(oid))) == 1 and stock.path(moved, again) is not None
+
+
+def test_a_purge_that_was_killed_is_finished(stock: LfsStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next start."""
+    put(stock, b"a")
+    with monkeypatch.context() as patch:
+        patch.setattr(stocks, "shutil", SimpleNamespace(rmtree=lambda path, **options: None))
+        stock.purge(REPO.name).result(20)
+    assert list((tmp_path / "lfs").rglob("*"))
+    again = LfsStock(tmp_path / "lfs", 1000)
+    again.load()
+    assert len(again) == 0 and list((tmp_path / "lfs/acme").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 QUICK = 60.0
 """The deadline of a local command on refs, in seconds."""
 LINE = 64
-"""A guess at the bytes that git prints for one ref."""
+"""A guess at the bytes that git prints for one ref, or for one file of a tree."""
 
 
 def mirror_config(url: str) -> str:
@@ -133,8 +133,7 @@ class Mirror:
     async def blobs(self, commit: str) -> list[bytes]:
         """Object ids of all blobs in a commit's tree, which is what a checkout needs. Raises GitError."""
         output = await self.git.run("ls-tree", "-r", "-z", "--full-tree", commit, cwd=self.path, deadline=QUICK)
-        words = (entry.partition(b"\t")[0].split(b" ") for entry in output.stdout.split(b"\0") if entry)
-        return [oid for _, kind, oid in words if kind == b"blob"]
+        return await beside(len(output.stdout) // LINE, _blobs_of, output.stdout)
 
     def head(self) -> str | None:
         """The ref that HEAD points at."""
@@ -265,6 +264,12 @@ class Mirror:
                 path.unlink(missing_ok=True)
             removed.append(str(path.relative_to(self.path)))
         return removed
+
+
+def _blobs_of(listing: bytes) -> list[bytes]:
+    """The object ids of the blobs in the output of `ls-tree -z`."""
+    words = (entry.partition(b"\t")[0].split(b" ") for entry in listing.split(b"\0") if entry)
+    return [oid for _, kind, oid in words if kind == b"blob"]
 
 
 def is_marked(path: Path) -> bool:

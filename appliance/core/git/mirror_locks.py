@@ -39,8 +39,9 @@ class MirrorLocks:
         try:
             yield
         finally:
+            # No await before the release, because a second cancellation would keep repacks out forever.
+            lock.sharers -= 1
             async with lock.changed:
-                lock.sharers -= 1
                 lock.changed.notify_all()
 
     @contextlib.asynccontextmanager

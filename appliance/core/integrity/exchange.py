@@ -34,7 +34,8 @@ def replace(layout: Layout, name: str, evidence: Evidence) -> None:
     """Puts the repository at `building` in the mirror's place, and the old one into evidence. Raises OSError.
 
     Nobody else may work on the mirror. A guest that is being served from the old one is not interrupted: its git keeps
-    using the directory that it started in.
+    using the directory that it started in. A push whose git started there and that was not let through is refused
+    (`serving/push/whereabouts`).
     """
     new, mirror = building(layout, name), layout.mirror(name)
     write_atomically(new / NEW, READY)

@@ -281,9 +281,13 @@ async def copy_reflogs(old: Path, new: Mirror) -> None:
     logs = await asyncio.to_thread(_read_reflogs, old / "logs")
     named = {oid for lines in logs.values() for line in lines for oid in _oids_of(line)}
     there = await present(new, named)
+    await asyncio.to_thread(_write_reflogs, new.path / "logs", logs, there)
+
+
+def _write_reflogs(directory: Path, logs: Mapping[str, list[bytes]], there: set[str]) -> None:
     for name, lines in logs.items():
         kept = [line for line in lines if there.issuperset(_oids_of(line))]
-        target = new.path / "logs" / name
+        target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(b"".join(kept))
 

@@ -326,7 +326,8 @@ class LfsObjects:
     async def purge(self, name: str) -> None:
         """Removes all objects of a repository that is removed."""
         await _end([flight.task for flight in self._flights.values() if flight.repo == name])
-        self.stock.purge(name)
+        # A removal that has not begun must not be cancelled together with whoever waits for it.
+        await asyncio.shield(asyncio.wrap_future(self.stock.purge(name)))
 
     async def stop(self) -> None:
         """Ends what is being fetched."""

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ _OID = re.compile(r"[0-9a-f]{64}")
 _UPSTREAM = ".upstream"
 """A file in a repository's directory that names the upstream whose objects these are."""
 _GROWING = ".new"
+_GONE = "+gone-"
+"""Begins the name of a directory that is being removed. No repository's name has a plus."""
 
 
 @dataclass
@@ -64,6 +67,7 @@ class LfsStock:
         self._objects: OrderedDict[tuple[str, str], _Object] = OrderedDict()
         """The objects by repository and id, the least recently used first."""
         self._upstreams: dict[str, str] = {}
+        self._removing = ThreadPoolExecutor(1, thread_name_prefix="LFS removal")
         self._number = 0
         self.bytes = 0
         self.reserved = 0
@@ -88,8 +92,10 @@ class LfsStock:
         return before is not None and self.trouble is None
 
     def load(self) -> None:
-        """Finds the objects of an earlier `serve`, and removes what it had only fetched in part."""
+        """Finds the objects of an earlier `serve`, and removes what it had only fetched, or removed, in part."""
         found: list[tuple[float, str, str, Path, int]] = []
+        for left in self._directory.glob(f"*/{_GONE}*"):
+            shutil.rmtree(left, ignore_errors=True)
         for place in sorted(self._directory.glob("*/*")):
             name = f"{place.parent.name}/{place.name}"
             if not is_repo_name(name):
@@ -259,15 +265,23 @@ class LfsStock:
             log.info("%s: the LFS object %s (%s) was evicted: %s", cold.repo, cold.oid, format_size(cold.size), reason)
         return cold
 
-    def purge(self, name: str) -> None:
-        """Removes all objects of a repository."""
+    def purge(self, name: str) -> Future[None]:
+        """Forgets all objects of a repository at once. Their files are gone when the result is there."""
         for key in [key for key in self._objects if key[0] == name]:
-            self._drop(*key)
+            self._drop(*key, unlink=False)
         self._upstreams.pop(name, None)
-        shutil.rmtree(self._place(name), ignore_errors=True)
+        # Aside, because the next object under this name may come before they are gone.
+        place = self._place(name)
+        gone = place.with_name(f"{_GONE}{place.name}-{time.monotonic_ns()}")
+        try:
+            place.rename(gone)
+        except OSError:
+            # They must not pass for objects of the next upstream under this name.
+            shutil.rmtree(place, ignore_errors=True)
+        return self._removing.submit(shutil.rmtree, gone, ignore_errors=True)
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Removes the objects of all other repositories."""
+        """Removes the objects of all other repositories, as `purge` does."""
         for name in {*self._upstreams, *(key[0] for key in self._objects)}.difference(names):
             log.info("%s: its LFS objects were removed, because it has no mirror", name)
             self.purge(name)

@@ -198,6 +198,8 @@ class Snapshots:
             if not found.kept:
                 self.modules.forget_branch(repo, name)
             shape = await self.modules.shape_for(repo, name, lambda: self._tip(repo, name), wanted, shape)
+        # It may have been dropped meanwhile and asked for anew, and two of them would build in one directory.
+        found = self._kept.branch(known, name)
         kept = self._kept.keep(known, found, shape, wanted.asker)
         while kept.tar is not None and kept.current is not None and not kept.tar.is_untouched():
             await self._check(repo, kept)

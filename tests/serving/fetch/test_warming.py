@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from appliance.core.git.mirror import Mirror
+from appliance.core.models import Health, Repo
+from appliance.core.serving.fetch.warmer import KIT_SHAPES, Warmer
+from appliance.core.serving.wire.v2 import FetchShape
 from tests.conftest import WIDGETS
+from tests.git.lab import Lab
 from tests.serving.fetch.conftest import Counting, GatedFactory, GatedNode, a_cold_shape, status_of, wait_warm
 from tests.serving.fetch.test_flight import ends, start_guest
 from tests.serving.fetch.wire import ask, fetch_request
@@ -136,3 +144,31 @@ def test_the_registered_branch_is_what_is_warmed(gated_node: GatedNode, tmp_path
     counting = Counting(node.serve)
     node.serve.clone(tmp_path / "clone", "acme/other", "--depth=1", f"--branch={branch}")
     assert counting.since() == {"hits": 1}
+
+
+def test_a_large_tree_is_worked_out_in_threads(tmp_path: Path) -> None:
+    """The shapes of its checkouts are ready when the engine gets them, so the event loop hashes no file list."""
+    lab = Lab(tmp_path / "state")
+    asked: list[tuple[FetchShape, bool]] = []
+
+    async def open_answer(repo: Repo, shape: FetchShape, *, warming: bool) -> None:
+        asked.append((shape, "_digest" in vars(shape)))
+
+    async def warm(mirror: Mirror) -> None:
+        await mirror.initialise("https://example.com/acme/widgets")
+        files = "".join(f"100644 blob {number:040x}\t{number}\n" for number in range(1, 5001))
+        tree = git("mktree", "--missing", cwd=mirror.path, input=files)
+        tip = git("commit-tree", "-m", "many files", tree, cwd=mirror.path)
+        engine, cache = SimpleNamespace(open_answer=open_answer), SimpleNamespace(unpin=lambda repo_id: None)
+        warmer = Warmer(cast(Any, engine), cast(Any, cache), lab.mirror, lambda repo_id: Health(tip=tip))
+        warmer.warm(lab.repo("https://example.com/acme/widgets"))
+        async with asyncio.timeout(60):
+            while len(asked) < len(KIT_SHAPES) + 2:
+                await asyncio.sleep(0.005)
+        await warmer.stop()
+
+    lab.run(warm(lab.mirror()))
+    lab.close()
+    checkouts = asked[len(KIT_SHAPES) :]
+    assert [shape.wants for shape, _ in checkouts] == [tuple(b"%040x" % number for number in range(1, 5001))] * 2
+    assert all(ready for _, ready in checkouts)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -113,8 +114,8 @@ async def push(budget: Budget, guest: Guest) -> Authority:
     ours.setblocking(False)
     with ours:
         relay = PushRelay(
-            authority, no_lock, "push", REPO, Caller("a", "http"), guest, cast(Any, None), SocketStream(ours, None),
-            budget.share(Peer("a")), stateless=True,
+            authority, no_lock, "push", REPO, Path("/"), Caller("a", "http"), guest, cast(Any, None),
+            SocketStream(ours, None), budget.share(Peer("a")), stateless=True,
         )  # fmt: skip
         await relay.run(10)
     return authority

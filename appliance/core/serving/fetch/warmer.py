@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from appliance.core.errors import GitmirrorError
@@ -15,7 +15,8 @@ from appliance.core.serving.fetch.cached_response import AnswerFailed
 from appliance.core.serving.fetch.engine import Engine, ShapeAsked
 from appliance.core.serving.fetch.response_cache import ResponseCache
 from appliance.core.serving.fetch.upload_pack import UploadPackError
-from appliance.core.serving.wire.v2 import FetchShape
+from appliance.core.serving.net.aside import aside
+from appliance.core.serving.wire.v2 import FetchShape, in_order
 
 log = logging.getLogger(__name__)
 
@@ -128,11 +129,8 @@ class Warmer:
         object_format = b"sha256" if len(tip) == 64 else b"sha1"
         shapes = [FetchShape(wants, (), rest, object_format) for rest in dict.fromkeys([*KIT_SHAPES, *recent])]
         shapes = [shape for shape in shapes if now - known.too_large.get(shape.rest, -REMEMBER) >= REMEMBER]
-        blobs = tuple(sorted(set(await self._mirror_of(repo.name).blobs(tip))))
-        if blobs:
-            # The checkout of a clone of depth 1, and that of a clone with history.
-            shapes += [FetchShape(blobs, shallow, CHECKOUT, object_format) for shallow in (wants, ())]
-        return shapes
+        # In a thread, because a tree may have a hundred thousand files.
+        return shapes + await aside(_checkouts, await self._mirror_of(repo.name).blobs(tip), wants, object_format)
 
     async def _warm_one(self, repo: Repo, known: _Known, shape: FetchShape) -> bool:
         """Returns whether the response is ready; a full disk prevents it, and so does its size.
@@ -159,6 +157,15 @@ class Warmer:
             raise
         response.close()
         return True
+
+
+def _checkouts(blobs: Collection[bytes], tip: tuple[bytes], object_format: bytes) -> list[FetchShape]:
+    """The checkout of a clone of depth 1, and that of a clone with history, as the engine needs them."""
+    wants = in_order(set(blobs))
+    shapes = [FetchShape(wants, shallow, CHECKOUT, object_format) for shallow in (tip, ()) if wants]
+    for shape in shapes:
+        shape.prepare()
+    return shapes
 
 
 def _has_history(shape: FetchShape) -> bool:

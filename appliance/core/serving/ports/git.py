@@ -206,6 +206,7 @@ class GitPort:
                 serving.writing,
                 push,
                 repo,
+                mirror,
                 _caller(seat),
                 SocketStream(seat.socket, None),
                 child,

@@ -24,7 +24,8 @@ from appliance.core.serving.net.http_result import ResultSink
 from appliance.core.serving.net.reading import Budget
 from appliance.core.serving.net.streams import SocketStream
 from appliance.core.serving.push.parties import PushAuthority
-from appliance.core.serving.push.relay import ENDED, PushRelay
+from appliance.core.serving.push.relay import PushRelay
+from appliance.core.serving.push.whereabouts import ENDED
 from appliance.core.serving.wire.requests import RECEIVE_PACK
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,9 @@ class HttpPushes:
         push, caller = self.authority.open(), exchange.caller
         async with self._child(repo, exchange, push) as (child, ours):
             guest, share = _Posted(exchange), self.budget.share(exchange.seat.peer)
+            mirror = self.mirror_of(repo.name).path
             relay = PushRelay(
-                self.authority, self.writing, push, repo, caller, guest, child, ours, share, stateless=True,
+                self.authority, self.writing, push, repo, mirror, caller, guest, child, ours, share, stateless=True,
                 give_back=give_back,
             )  # fmt: skip
             await relay.run(self.idle)

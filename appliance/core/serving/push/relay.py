@@ -13,6 +13,8 @@ import logging
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from pathlib import Path
 
 from appliance.core.models import NOTHING_WITHDRAWN, Caller, Confirmation, PushDecision, PushFault, Repo
 from appliance.core.process.children import Child
@@ -21,6 +23,7 @@ from appliance.core.serving.net.idle import Activity, end_tasks
 from appliance.core.serving.net.reading import Share
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 from appliance.core.serving.push.parties import PushAuthority, Sender
+from appliance.core.serving.push.whereabouts import ENDED, why_not_there
 from appliance.core.serving.wire.pktline import FLUSH, PacketError
 from appliance.core.serving.wire.requests import PushRequest, ReportReader, is_refusal, refusal_report
 
@@ -34,7 +37,6 @@ PACK_HEAD = 12
 
 
 INTERRUPTED = "this mirror was stopped before its fleet had stored it; nothing was recorded, push again"
-ENDED = "git receive-pack ended before the push began; the operator of this mirror finds the reason in its log"
 
 
 class ReceivePackEnded(Exception):
@@ -45,7 +47,7 @@ class ReceivePackEnded(Exception):
 
 
 class PushRelay:
-    """One push of `caller` to `repo`, between the guest and the child's socket. `writing` locks the mirror.
+    """One push of `caller` to `repo`, between the guest and the child's socket. `writing` locks the repo's `mirror`.
 
     A `stateless` child sends nothing before it has the guest's commands; others begin with their list of refs. `share`
     is charged for those commands while they arrive. `give_back` releases the guest's slot early.
@@ -57,6 +59,7 @@ class PushRelay:
         writing: Callable[[str], AbstractAsyncContextManager[None]],
         push: str,
         repo: Repo,
+        mirror: Path,
         caller: Caller,
         guest: Sender,
         child: Child,
@@ -70,6 +73,7 @@ class PushRelay:
         self._writing = writing
         self._push = push
         self._repo = repo
+        self._mirror = mirror
         self._caller = caller
         self._guest = guest
         self._child = child
@@ -227,20 +231,37 @@ class PushRelay:
 
     async def _let_through(self, request: PushRequest, decision: PushDecision) -> None:
         reader, waits, confirmation = ReportReader(request.capabilities), self._authority.waits, NOTHING_WITHDRAWN
+        astray: PushDecision | None = None
         try:
             async with self._writing(self._repo.name):
-                try:
-                    await self._relay_report(request, reader)
-                finally:
-                    if not waits:
-                        await self._authority.conclude(decision, reader.outcome(decision.commands), self._sent)
+                astray = self._refuse_if_astray(decision)
+                if astray is not None:
+                    await self._child.end()
+                    await self._authority.conclude(decision, astray.refusals, self._sent)
+                else:
+                    try:
+                        await self._relay_report(request, reader)
+                    finally:
+                        if not waits:
+                            await self._authority.conclude(decision, reader.outcome(decision.commands), self._sent)
         finally:
-            if waits:
+            if waits and astray is None:
                 confirmation = await self._confirm(decision, reader.outcome(decision.commands))
+        if astray is not None:
+            await self._refuse(request, astray)
+            return
         await self._send_to_guest(reader.answer(confirmation.refused))
         if self._guest_gone:
             raise ConnectionAbortedError("the guest disconnected before it received the outcome")
         await self._guest.end()
+
+    def _refuse_if_astray(self, decision: PushDecision) -> PushDecision | None:
+        """The decision on a push whose child works in a mirror that is not served any more; None if it may go on."""
+        reason = why_not_there(self._child, self._mirror, may_enter=self._stateless)
+        if reason is None:
+            return None
+        log.warning("push to %s by %s refused: %s", self._repo.name, self._caller.client, reason)
+        return replace(decision, refusals={command.ref: reason for command in decision.commands})
 
     async def _confirm(self, decision: PushDecision, report: Mapping[str, str | None]) -> Confirmation:
         """Waits for the confirmation while it holds nothing that others need, then concludes."""
