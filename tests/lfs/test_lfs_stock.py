@@ -24,6 +24,7 @@ from appliance.core.lfs.cold_objects import ColdObjects
 from appliance.core.lfs.stock import LfsStock
 from appliance.core.models import Repo
 from tests.lfs.lab import LfsLab, repo_of
+from tests.support.gitutil import wait_until
 
 REPO = repo_of("https://example.com/acme/widgets")
 OTHER = repo_of("https://example.com/acme/other", "acme/other", 2)
@@ -177,7 +178,8 @@ def test_a_purge_holds_nobody_up(stock: LfsStock, tmp_path: Path, monkeypatch: p
     assert len(list(places.rglob(oid))) == 2, "the files are not there any more"
     goes_on.set()
     purge.result(20)
-    assert len(list(places.rglob(oid))) == 1 and stock.path(moved, again) is not None
+    wait_until(lambda: [place.name for place in places.iterdir()] == ["widgets"], message="all is removed")
+    assert stock.path(moved, again) == next(places.rglob(oid))
 
 
 def test_a_purge_that_was_killed_is_finished(stock: LfsStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from appliance.core.errors import GitmirrorError, NoRoom
@@ -138,3 +139,11 @@ def _unwritable(error: OSError) -> GitmirrorError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoRoom("this node's disk has no room for LFS objects")
     return GitmirrorError(f"an LFS object cannot be written: {error.strerror}")
+
+
+async def end_all(tasks: Sequence[asyncio.Task[None] | None]) -> None:
+    """Cancels tasks, and waits until they have ended."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)

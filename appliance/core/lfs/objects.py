@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from appliance.core.errors import Forbidden, GitmirrorError, NoRoom, NotFound, TooLarge, TryLater
 from appliance.core.lfs.bounds import Key, has_its_share, key_of, put
-from appliance.core.lfs.flight import Flight
+from appliance.core.lfs.flight import Flight, end_all
 from appliance.core.lfs.pointers import Pointer
 from appliance.core.lfs.stock import LfsStock
 from appliance.core.models import Repo
@@ -325,13 +325,13 @@ class LfsObjects:
 
     async def purge(self, name: str) -> None:
         """Removes all objects of a repository that is removed."""
-        await _end([flight.task for flight in self._flights.values() if flight.repo == name])
+        await end_all([flight.task for flight in self._flights.values() if flight.repo == name])
         # A removal that has not begun must not be cancelled together with whoever waits for it.
         await asyncio.shield(asyncio.wrap_future(self.stock.purge(name)))
 
     async def stop(self) -> None:
         """Ends what is being fetched."""
-        await _end([*self._asking.values(), *(flight.task for flight in self._flights.values())])
+        await end_all([*self._asking.values(), *(flight.task for flight in self._flights.values())])
 
     def gauges(self) -> Iterator[tuple[str, str, float]]:
         """The current values for /metrics: name, help text, value."""
@@ -342,10 +342,3 @@ class LfsObjects:
         yield "lfs_fetched_bytes", "Bytes of LFS objects fetched from upstreams since the start.", self.fetched_bytes
         yield "lfs_fetching", "LFS objects that are being fetched.", len(self._flights)
         yield "lfs_failed", "LFS objects that could not be fetched since the start.", self.failed
-
-
-async def _end(tasks: Sequence[asyncio.Task[None] | None]) -> None:
-    running = [task for task in tasks if task is not None]
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)

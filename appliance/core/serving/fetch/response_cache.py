@@ -200,11 +200,11 @@ class ResponseCache:
 
         try:
             await produce(growing.descriptor, begin)
+            size = os.fstat(growing.descriptor).st_size
+            return size > 4 and os.pread(growing.descriptor, 4, size - 4) == ENDING
         except Exception as error:
             log.info("a response could not be made: %s", str(error) or type(error).__name__)
             return False
-        size = os.fstat(growing.descriptor).st_size
-        return size > 4 and os.pread(growing.descriptor, 4, size - 4) == ENDING
 
     def _settle(self, growing: GrowingResponse, path: Path, task: asyncio.Task[bool]) -> None:
         """Tells the readers that a response has ended, and keeps it if it is complete."""
