@@ -23,6 +23,8 @@ from tests.support.upstream import GitDaemonUpstream, HttpUpstream
 
 WIDGETS = "acme/widgets"
 """The repository that the `upstream` fixture serves."""
+WITHOUT_WORKSPACES = {"api", "backup", "fleet", "recording", "refresh"}
+"""Rooms whose tests start `serve` with `[workspace] enabled = false`, unless they say otherwise."""
 
 # A shell that starts the tests in the background has SIGINT ignored, and what they start would ignore it as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,6 +70,12 @@ def git_env(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     return env
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workspaces(request: pytest.FixtureRequest) -> None:
+    """Has `serve` keep workspaces ready, as it does by default, but for the rooms that have nothing to do with them."""
+    Serve.keeps_workspaces = request.path.relative_to(ROOT / "tests").parts[0] not in WITHOUT_WORKSPACES
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ from tests.support.upstream import HttpUpstream
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("CHAOS_KILLS", "20"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "12"))
 """How often serve is killed. A thousand take most of an hour on two cores: `CHAOS_KILLS=1000`."""
 NEW_REPOS = 6
 KEPT_FOR = 12.0

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.slow
 
 OVER_HTTP = [client for client in CLIENTS if client.road == "http" and client.name not in ("git-oldest", "git-newest")]
 """Those to which a read token is given in another way than to git."""
+PUSHING = [client for client in CLIENTS if client.version != 0]
+"""All but those that ask for version 0."""
 
 
 def cloned(hub: Hub, client: Client, directory: Path, depth: int = 0) -> Path:
@@ -89,6 +91,8 @@ def test_it_records_from_a_shallow_clone(hub_of_clients: Hub, client: Client, tm
     fsck(workspace)
 
 
+# There is no push of version 2: clients that ask for it push as by version 0.
+@pytest.mark.parametrize("client", PUSHING, ids=[client.id for client in PUSHING], indirect=True)
 def test_its_user_reads_why_a_push_is_refused(hub_of_clients: Hub, client: Client, tmp_path: Path) -> None:
     """The client fails, prints the reason of the ref and what is allowed, and no ref of the mirror has moved."""
     hub, session = hub_of_clients, f"refused-{client.id}"

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def two(tmp_path: Path, nats: NatsCluster, upstream: HttpUpstream) -> Iterator[TestFleet]:
     """Nodes `a` and `b`, which mirror the same repository."""
-    with TestFleet(tmp_path, nats, ("a", "b")) as fleet:
+    with TestFleet(tmp_path, nats, ("a", "b"), workspace={"enabled": True}) as fleet:
         fleet.start()
         fleet["a"].cli("add-repo", upstream.url(WIDGETS), "--name", WIDGETS)
         for serve in fleet.nodes.values():

@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Ite
     ):
         for node in (SYNC, ASYNC, THIRD):
             durability = {"durability": "sync", "sync_timeout": "10s"} if node == SYNC else {}
-            fleet.nodes[node] = fleet.make(node, refresh=refresh, fleet=durability)
+            fleet.nodes[node] = fleet.make(node, refresh=refresh, fleet=durability, workspace={"enabled": True})
         upstream.add(REPO, generated_bare)
         for serve in fleet.start().nodes.values():
             serve.keep_ports()

@@ -82,6 +82,10 @@ class Serve:
     `state.out`, `state.err`, `state.home`). Each start uses new free ports unless `keep_ports` was called.
     """
 
+    keeps_workspaces = True
+    """Whether a config without a section of its own leaves `[workspace]` as it is. Snapshots that nobody asks for are a
+    third of what a start with one repository takes; `tests/conftest.py` says which tests do without them."""
+
     def __init__(
         self,
         state: Path,
@@ -129,6 +133,8 @@ class Serve:
 
     def configure(self, repos: Sequence[str | Mapping[str, Value]] = (), **sections: Section) -> None:
         """Rewrite the whole config file. A running `serve` reads it at `reload`."""
+        if not self.keeps_workspaces:
+            sections = {"workspace": {"enabled": False}, **sections}
         write_config(self.config, repos, **sections)
 
     def start(self, *, timeout: float = 60.0) -> Serve:

@@ -49,10 +49,10 @@ def refused(said: str) -> bool:
 def test_of_several_at_once_one_fills_the_directory(
     node: Node, tmp_path: Path, shell: str, tools: tuple[str, ...], exists: bool
 ) -> None:
-    """Twenty rounds: one ends with 0 and a whole workspace, each other one with 1 and says why."""
+    """Eight rounds: one ends with 0 and a whole workspace, each other one with 1 and says why."""
     extra = ("printf",) if shell == "mksh" else ()
     guest = node.guest(tmp_path / "home", shell=shell, tools=(*tools, *extra))
-    for number in range(20):
+    for number in range(8):
         workspace = guest.home / f"round{number}" / "ws"
         workspace.parent.mkdir()
         if exists:

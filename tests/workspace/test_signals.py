@@ -147,17 +147,17 @@ def test_term_ends_a_record_and_loses_nothing(
 def test_no_run_waits_for_what_watches_it(node: Node, tmp_path: Path, shell: str) -> None:
     """Hydrations by git, whose every step is watched for an hour: none waits for it; pipes close with the kit.
 
-    Commands that end while their watcher is still being started are a thousand more.
+    Commands that end while their watcher is still being started are four hundred more.
     """
     guest = node.guest(tmp_path / "home", shell=shell, tools=("printf",), GITMIRROR_DEADLINE="1h")
     workspace = guest.home / "ws"
-    for _ in range(20):
+    for _ in range(10):
         process = guest.start("hydrate", WIDGETS, str(workspace))
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said
         shutil.rmtree(workspace)
     many = "n=0; while [ $n -lt 100 ]; do gitmirror__bounded 3600 true || exit; n=$((n + 1)); done"
-    for _ in range(10):
+    for _ in range(4):
         done = guest.run(f"gitmirror__begin; {many}", timeout=60)
         assert done.code == 0, done.err
 

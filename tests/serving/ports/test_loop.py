@@ -95,7 +95,7 @@ def http_address(serve: Serve) -> tuple[str, int]:
     return host, int(port)
 
 
-def served_meanwhile(serve: Serve, seconds: float = 3.0) -> None:
+def served_meanwhile(serve: Serve, seconds: float = 1.5) -> None:
     """Others are served, for so long."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
