@@ -50,8 +50,12 @@ class ServeFactory(Protocol):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that may take long come first, so that no worker has one left when the others are done."""
-    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    """Those that may take long come first, so that no worker has one left when the others are done.
+
+    Then those of the fleet: they wait more than they work, so they run beside others and not beside each other.
+    """
+    fleet = ROOT / "tests" / "fleet"
+    items.sort(key=lambda item: (item.get_closest_marker("timeout") is None, fleet not in item.path.parents))
 
 
 def pytest_collection_finish() -> None:

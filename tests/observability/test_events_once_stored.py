@@ -142,9 +142,10 @@ class Hanging:
     def __init__(self) -> None:
         self.go_on = threading.Event()
 
-    def record_outcomes(self, outcomes: object) -> None:
+    def record_outcomes(self, outcomes: list[tuple[int, str, str | None]], push: str) -> set[int]:
         """Hang."""
         self.go_on.wait(60)
+        return {number for number, *_ in outcomes}
 
     async def book(self, push: object, size: int) -> None:
         """Fail."""
