@@ -23,7 +23,7 @@ from tests.support.upstream import GitDaemonUpstream, HttpUpstream
 
 WIDGETS = "acme/widgets"
 """The repository that the `upstream` fixture serves."""
-WITHOUT_WORKSPACES = {"api", "backup", "fleet", "recording", "refresh"}
+WITHOUT_WORKSPACES = {"backup", "fleet", "recording", "refresh"}
 """Rooms whose tests start `serve` with `[workspace] enabled = false`, unless they say otherwise."""
 
 # A shell that starts the tests in the background has SIGINT ignored, and what they start would ignore it as well.
