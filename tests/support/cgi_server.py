@@ -64,8 +64,11 @@ class CgiServer(ThreadingHTTPServer):
         self.traffic.disconnect(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore the error of a client that disconnected; print the traceback of every other error."""
-        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
+        """Name the error of a client that disconnected; print the traceback of every other error."""
+        error = sys.exception()
+        if isinstance(error, (ConnectionError, TimeoutError)):
+            print(f"the upstream lost {client_address}: {error!r}", file=sys.stderr)
+        else:
             super().handle_error(request, client_address)
 
 
@@ -91,7 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
             with tempfile.TemporaryFile() as body:
                 self._dispatch(body)
             self.wfile.flush()
-        except (Gone, ConnectionError, TimeoutError):
+        except (Gone, ConnectionError, TimeoutError) as error:
+            print(f"the upstream cuts off {self.client_address}, {self.requestline}: {error!r}", file=sys.stderr)
             self.close_connection = True
 
     def _dispatch(self, body: IO[bytes]) -> None:
@@ -191,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
         with traffic.running(child):
             self._relay(name, cast(io.BufferedReader, child.stdout))
-            child.wait()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
     def _relay(self, name: str, output: io.BufferedReader) -> None:
         """Forward a CGI response: its head as HTTP, its body in chunks."""

@@ -157,6 +157,7 @@ class Traffic:
         finally:
             with self._lock:
                 self._children.discard(child)
+            # Before it is reaped: the number of a group that has ended may be another's.
             kill_group(child)
 
     def drop(self) -> None:

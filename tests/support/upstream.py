@@ -55,8 +55,10 @@ class HttpUpstream(_Upstream):
     def __init__(self, root: Path, *, push: bool = True) -> None:
         super().__init__(root)
         self._traffic = Traffic(root, push)
-        self._socket = _bind(0)
-        self.port: int = self._socket.getsockname()[1]
+        # Bound for as long as this lives, so that the kernel gives the port to nobody else. Another socket can listen
+        # beside it, because both have SO_REUSEADDR and only one of them listens.
+        self._holder = _bind(0)
+        self.port: int = self._holder.getsockname()[1]
         self._server: CgiServer | None = None
         self._acceptor = threading.Thread()
         self.restore()
@@ -92,16 +94,15 @@ class HttpUpstream(_Upstream):
         self._acceptor.join()
         self._server.server_close()
         self._server = None
-        # The socket is bound but does not listen, so connects are refused and no other test gets the port.
-        self._socket = _bind(self.port)
         self._traffic.drop()
 
     def restore(self) -> None:
         """Listen again, on the same port."""
         if self._server is not None:
             return
-        self._socket.listen(256)
-        self._server = CgiServer(self._socket, self._traffic)
+        listening = _bind(self.port)
+        listening.listen(256)
+        self._server = CgiServer(listening, self._traffic)
         self._acceptor = threading.Thread(target=self._server.accept_all, daemon=True)
         self._acceptor.start()
 
@@ -129,7 +130,7 @@ class HttpUpstream(_Upstream):
     def close(self) -> None:
         """Stop: drop hung requests, kill children, join threads."""
         self.refuse()
-        self._socket.close()
+        self._holder.close()
         self._traffic.end()
 
 
@@ -139,9 +140,7 @@ class GitDaemonUpstream(_Upstream):
     def __init__(self, root: Path, *, push: bool = False, host: str = "127.0.0.1") -> None:
         super().__init__(root)
         self._host = host
-        # Bound for as long as this lives, so that the kernel gives the port to nobody else. The daemon can listen
-        # beside it, because both have SO_REUSEADDR and only the daemon's socket listens.
-        self._holder = _bind(0, host)
+        self._holder = _bind(0, host)  # Holds the port, as that of HttpUpstream does.
         self.port: int = self._holder.getsockname()[1]
         self._push = push
         self._log = root / "daemon.log"
