@@ -16,6 +16,7 @@ from appliance.core.fleet.messages import LogHead
 from appliance.core.layout import Layout
 from tests.fleet.log_book import LogBook, grow
 from tests.support.fleet import TestFleet
+from tests.support.gitutil import wait_until
 from tests.support.nats import NatsCluster
 from tests.support.serve import Serve
 
@@ -146,4 +147,7 @@ def test_beside_a_running_serve(fleet: TestFleet) -> None:
     grow(Layout(node.state), 3)
     assert node.terminate() == 0
     node.start()
-    assert "1 published head is in the log" in node.cli("audit", "verify", "--fleet").stdout
+    wait_until(
+        lambda: "1 published head is in the log" in node.cli("audit", "verify", "--fleet").stdout,
+        message="the head is published",
+    )
