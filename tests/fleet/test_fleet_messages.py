@@ -93,3 +93,11 @@ def test_a_session_that_begins_anew_is_not_kept_because_the_old_one_was() -> Non
     assert ledger.kept == {name}, "whose outcome nobody knows"
     ledger.add(6, SessionEnd("b", *name, 4, (), "ended"))
     assert ledger.kept == {name} and list(ledger.turns) == ["d" * 64]
+
+
+def test_an_end_that_is_said_again_leaves_the_next_session_kept() -> None:
+    name, ledger = (ROW.repo, ROW.session), Ledger()
+    end = SessionEnd("b", *name, 1, (ROW.uid,), "ended")
+    for seq, message in enumerate([ROW, end, replace(ROW, uid="c" * 64), SessionKept("b", *name, True), end], 1):
+        ledger.add(seq, message)
+    assert ledger.kept == {name} and list(ledger.turns) == ["c" * 64]

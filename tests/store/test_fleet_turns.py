@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.core.errors import NotFound
-from appliance.core.fleet.incoming import fields_of
+from appliance.core.fleet.incoming import digest_of, fields_of
 from appliance.core.fleet.messages import Attached, SessionEnd, SessionKept, TurnAttached, TurnRow
 from appliance.core.fleet.wire import read, write
 from appliance.core.models import Turn
@@ -113,7 +113,7 @@ def away_row(number: int, session: str = "s", node: str = "b", **changes: Any) -
 def arrived(seq: int, message: Message) -> Arrived:
     data = write(message)
     checked: Message = read(data, *KINDS)
-    return Arrived(seq, checked.KIND, fields_of(checked), data.decode(), str(seq))
+    return Arrived(seq, checked.KIND, fields_of(checked), data.decode(), digest_of(data))
 
 
 @pytest.fixture
@@ -253,12 +253,22 @@ def test_of_several_keeps_the_last_one_goes_out(node: FleetNode) -> None:
     assert [type(each) for each in node.waiting()] == [SessionEnd]
 
 
+def test_an_end_that_is_said_again_leaves_the_next_session_kept(node: FleetNode) -> None:
+    """A node that is killed before it knows that an end is stored says it again minutes later."""
+    end, kept = SessionEnd("b", REPO, "s", 1, (f"{1:064x}",), "ended"), SessionKept("c", REPO, "s", True)
+    node.read([away_row(1), end, away_row(2), kept, end])
+    assert [(row[0], row[2], row[4]) for row in node.listed()] == [("s", f"{2:040x}", True)]
+    stream = [away_row(1), end, away_row(2), kept, end, SessionEnd("b", REPO, "s", 3, (f"{2:064x}",), "ended")]
+    node.read([*stream, away_row(3)])
+    assert [(row[0], row[2], row[4]) for row in node.listed()] == [("s", f"{3:040x}", False)]
+
+
 def test_a_stream_made_anew_is_read_from_its_start(node: FleetNode) -> None:
     node.push("s", "a" * 40)
     [mine] = node.rows_to_send()
     node.read([mine, away_row(1), away_row(2, "t")])
     before = node.listed()
-    assert node.stores.fleet_turns.begin("first", 3, "3") == 3
+    assert node.stores.fleet_turns.begin("first", 3, digest_of(write(away_row(2, "t")))) == 3
     assert node.stores.fleet_turns.begin("second", 0) == 0
     assert node.rows_to_send() == [mine]
     assert {row[0] for row in node.listed()} == {"s", "t"}

@@ -58,6 +58,7 @@ class Ledger:
     every: dict[tuple[str, str], TurnRow] = field(default_factory=dict)
     skipped: int = 0
     _seen: set[str] = field(default_factory=set)
+    _ends: set[SessionEnd] = field(default_factory=set)
     _of_session: defaultdict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, seq: int, message: Message) -> None:
@@ -72,7 +73,8 @@ class Ledger:
                     self.kept.add((message.repo, message.session))
         elif isinstance(message, TurnAttached) and message.uid in self.turns:
             self._attach(message.uid, message.attachment)
-        elif isinstance(message, SessionEnd):
+        elif isinstance(message, SessionEnd) and message not in self._ends:
+            self._ends.add(message)
             self._end(message)
         elif isinstance(message, SessionKept):
             (self.kept.add if message.kept else self.kept.discard)((message.repo, message.session))

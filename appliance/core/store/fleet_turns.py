@@ -202,7 +202,11 @@ class FleetTurnStore:
                 _attach(connection, turn["id"], row["attachment"], each.seq)
         elif each.kind == "kept":
             set_kept(connection, row["repo"], row["session"], row["kept"])
-        elif each.kind == "end" and end_elsewhere(connection, row, each.seq, self._clock()):
+        elif (
+            each.kind == "end"
+            and _is_first(connection, each)
+            and end_elsewhere(connection, row, each.seq, self._clock())
+        ):
             done.ended[row["repo"], row["session"]] = (row["node"], row["reason"])
         return []
 
@@ -278,6 +282,14 @@ class FleetTurnStore:
         for row in rows(connection, "SELECT repo, session FROM sessions WHERE kept = 1 ORDER BY repo, session"):
             connection.execute("INSERT OR IGNORE INTO fleet_kept VALUES (?, ?)", [row["repo"], row["session"]])
             enqueue_kept(connection, row["repo"], row["session"], True, self._clock())
+
+
+def _is_first(connection: sqlite_utils.Database, end: Arrived) -> bool:
+    """Whether an end is read for the first time.
+
+    A node that was killed says it again, and the next session of that name may be kept by then.
+    """
+    return connection.execute("INSERT OR IGNORE INTO fleet_ended VALUES (?)", [end.digest]).rowcount == 1
 
 
 def _add(connection: sqlite_utils.Database, row: Mapping[str, Any], seq: int) -> int:
