@@ -98,6 +98,9 @@ def test_a_session_that_begins_anew_is_not_kept_because_the_old_one_was() -> Non
 def test_an_end_that_is_said_again_leaves_the_next_session_kept() -> None:
     name, ledger = (ROW.repo, ROW.session), Ledger()
     end = SessionEnd("b", *name, 1, (ROW.uid,), "ended")
-    for seq, message in enumerate([ROW, end, replace(ROW, uid="c" * 64), SessionKept("b", *name, True), end], 1):
-        ledger.add(seq, message)
+    ledger.add(1, ROW)
+    ledger.add(2, end)
+    ledger.add(3, replace(ROW, uid="c" * 64))
+    ledger.add(4, SessionKept("b", *name, True))
+    ledger.add(5, end)
     assert ledger.kept == {name} and list(ledger.turns) == ["c" * 64]

@@ -97,6 +97,10 @@ class OutNode:
         wait_until(lambda: len(turns_in(self.rows(), session)) >= count, timeout=60, message=f"{session} is out")
         return turns_in(self.rows(), session)
 
+    def warnings(self) -> str:
+        """What `fleet status` warns of."""
+        return str(json.loads(self.serve.cli("fleet", "status", "--json", check=False).stdout)["warnings"])
+
     def database(self, query: str) -> list[tuple[Any, ...]]:
         """Reads the node's database."""
         import sqlite3

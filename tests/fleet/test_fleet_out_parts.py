@@ -159,13 +159,13 @@ def test_a_report_without_withdrawn_refs_passes_unchanged() -> None:
 def test_pauses_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("appliance.core.fleet.pauses.time.monotonic", lambda: now[0])
-    waits = Waits((1.0, 3.0))
+    waits = Waits[str]((1.0, 3.0))
     for pause in (1.0, 2.0, 3.0, 3.0):
         waits.add("x", "why")
         now[0] += pause - 0.1
         assert waits.has("x")
         now[0] += 0.2
         assert not waits.has("x")
-    assert waits.reasons() == {"x": "why"}
+    assert (waits.things(), waits.reasons()) == (["x"], ["why"])
     waits.end("x")
-    assert waits.reasons() == {}
+    assert not waits.things()

@@ -58,6 +58,9 @@ def test_a_turn_whose_commit_is_gone_is_set_aside(node: OutNode, tmp_path: Path)
     assert first.commit == commits[0]
     wait_until(lambda: "is set aside" in node.serve.log(), timeout=60, message="it is set aside")
     assert f"turn {first.id + 2} of poisoned in {WIDGETS} cannot go to the fleet" in node.serve.log()
+    assert "set aside" in node.warnings()
+    node.serve.cli("session", "drop", WIDGETS, "poisoned", "--yes")
+    wait_until(lambda: "set aside" not in node.warnings(), message="it is no trouble once its session has ended")
 
 
 def test_a_full_store_holds_nobody_up(node: OutNode, tmp_path: Path) -> None:

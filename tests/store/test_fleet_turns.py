@@ -256,10 +256,10 @@ def test_of_several_keeps_the_last_one_goes_out(node: FleetNode) -> None:
 def test_an_end_that_is_said_again_leaves_the_next_session_kept(node: FleetNode) -> None:
     """A node that is killed before it knows that an end is stored says it again minutes later."""
     end, kept = SessionEnd("b", REPO, "s", 1, (f"{1:064x}",), "ended"), SessionKept("c", REPO, "s", True)
-    node.read([away_row(1), end, away_row(2), kept, end])
+    stream: list[Message] = [away_row(1), end, away_row(2), kept, end]
+    node.read(stream)
     assert [(row[0], row[2], row[4]) for row in node.listed()] == [("s", f"{2:040x}", True)]
-    stream = [away_row(1), end, away_row(2), kept, end, SessionEnd("b", REPO, "s", 3, (f"{2:064x}",), "ended")]
-    node.read([*stream, away_row(3)])
+    node.read([*stream, SessionEnd("b", REPO, "s", 3, (f"{2:064x}",), "ended"), away_row(3)])
     assert [(row[0], row[2], row[4]) for row in node.listed()] == [("s", f"{3:040x}", False)]
 
 

@@ -39,6 +39,9 @@ MOST_ACKED = 1000
 """Turns of which is known that the fleet has them until they are recorded; any other is sent again."""
 _LISTED = 64
 
+_Thing = int | tuple[int, str]
+"""A turn by its id, or an attachment by its turn and name."""
+
 
 class FleetSender:
     """The sender of one node; also what a push waits for under `durability = "sync"`.
@@ -64,7 +67,8 @@ class FleetSender:
         self._queue: deque[SessionName] = deque()
         self._busy: dict[SessionName, asyncio.Task[bool]] = {}
         self._locks: dict[SessionName, tuple[asyncio.Lock, int]] = {}
-        self._aside, self._paused, self._resting = Waits(ASIDE), Waits(PAUSES), Waits(PAUSES)
+        self._aside = Waits[_Thing](ASIDE)
+        self._paused, self._resting = Waits[SessionName](PAUSES), Waits[FleetSender](PAUSES)
         self._rest: asyncio.Task[None] | None = None
         self._acked: dict[int, tuple[TurnRow, int]] = {}
         self._leftovers: set[str] = set()
@@ -98,7 +102,7 @@ class FleetSender:
             return None
         if self._trouble:
             return self._trouble
-        aside = list(self._aside.reasons().values())
+        aside = self._aside.reasons()
         return f"{len(aside)} set aside, among them {aside[0]}" if aside else None
 
     # -- what a push waits for -------------------------------------------------------------------------------
@@ -171,12 +175,22 @@ class FleetSender:
     async def _look(self) -> None:
         self._unsent = await asyncio.to_thread(self._store.unsent)
         self._ends = await self._announcer.count()
+        await self._forget_ended()
         if not self._link.is_up or self._resting.has(self):
             return
         if len(self._busy) < AT_ONCE:
             await self._start_more()
         if self._rest is None or self._rest.done():
             self._rest = asyncio.create_task(self._send_rest(), name="ends and attachments")
+
+    async def _forget_ended(self) -> None:
+        """What was set aside is no trouble any more once its session has ended."""
+        aside = {thing: thing if isinstance(thing, int) else thing[0] for thing in self._aside.things()}
+        if aside:
+            recorded = await asyncio.to_thread(self._store.recorded, set(aside.values()))
+            for thing, turn_id in aside.items():
+                if turn_id not in recorded:
+                    self._aside.end(thing)
 
     async def _send_rest(self) -> None:
         try:
@@ -246,15 +260,16 @@ class FleetSender:
         if not repos:
             return
         for unsent in await asyncio.to_thread(self._store.attachments, repos, _LISTED):
-            key = f"attachment {unsent.row.name} of turn {unsent.row.turn_id} in {unsent.row.repo}"
+            row = unsent.row
+            key = row.turn_id, row.name
             if self._aside.has(key):
                 continue
             try:
                 seq = await self._dispatch.attachment(unsent)
             except CannotSend as error:
-                self._set_aside(key, key, error)
+                self._set_aside(key, f"attachment {row.name} of turn {row.turn_id} in {row.repo}", error)
                 continue
-            await asyncio.to_thread(self._store.attachment_sent, unsent.row, seq)
+            await asyncio.to_thread(self._store.attachment_sent, row, seq)
             self._aside.end(key)
             self._went_well()
 
@@ -279,9 +294,9 @@ class FleetSender:
         self.wake()
 
     def _left_alone(self) -> list[int]:
-        return [thing for thing in self._aside.reasons() if isinstance(thing, int) and self._aside.has(thing)]
+        return [thing for thing in self._aside.things() if isinstance(thing, int) and self._aside.has(thing)]
 
-    def _set_aside(self, thing: int | str, words: str, error: CannotSend) -> None:
+    def _set_aside(self, thing: _Thing, words: str, error: CannotSend) -> None:
         log.error("%s cannot go to the fleet, and is set aside: %s", words, error.message)
         self._aside.add(thing, f"{words}: {error.message}")
 

@@ -174,6 +174,14 @@ class OutgoingStore:
                 "UPDATE turn_attachments SET sent = ? WHERE turn_id = ? AND name = ?", [seq, row.turn_id, row.name]
             )
 
+    def recorded(self, turns: Collection[int]) -> set[int]:
+        """Those of these turns that have not ended."""
+        with self._database.reading() as connection:
+            found = rows(
+                connection, "SELECT id FROM turns WHERE id IN (SELECT value FROM json_each(?))", json.dumps(list(turns))
+            )
+        return {row["id"] for row in found}
+
     def is_waited_for(self, name: SessionName, apart_from: Sequence[int]) -> bool:
         """Whether the session has a turn that waits, apart from some."""
         with self._database.reading() as connection:
