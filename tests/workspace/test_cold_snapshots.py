@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -116,13 +116,21 @@ def test_what_is_left_of_others_goes_first(lab: Lab) -> None:
         place = lab.layout.workspaces / f"acme/r{number}"
         (place / "b-main").mkdir(parents=True)
         os.utime(place, (number, number))
-    (lab.layout.workspaces / "acme" / ".gone-r5-1" / "b-main").mkdir(parents=True)
+    (lab.layout.workspaces / "acme" / "+gone-r5-1" / "b-main").mkdir(parents=True)
     left = "the snapshots of a repository that is not served"
     assert lab.next() == [("acme/r3", left), ("acme/r4", left), ("acme/r1", "the snapshot of main")]
     assert lab.reclaim(1) == [left]
     assert sorted(path.name for path in (lab.layout.workspaces / "acme").iterdir()) == ["r1", "r4"]
     lab.is_on = False
     assert ("acme/r1", left) in lab.next()
+
+
+def test_a_repository_may_be_called_like_what_is_being_removed(lab: Lab) -> None:
+    """As it was called by version 0.1."""
+    served = replace(repo(1), name="acme/.gone-x")
+    lab.repos = [served]
+    kept = lab.add(served, ago=1)
+    assert lab.reclaim(1) == [] and kept.place.of_branch.exists()
 
 
 def test_what_a_failed_build_left_goes(lab: Lab) -> None:

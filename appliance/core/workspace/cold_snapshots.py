@@ -20,13 +20,17 @@ from appliance.core.models import Repo
 from appliance.core.names import is_repo_name
 from appliance.core.process.cold import ColdThing, enough, is_open, open_files
 from appliance.core.text import escape
-from appliance.core.workspace.snapshot_registry import KeptBranch, KeptRepository, KeptSnapshot, KeptSnapshots
+from appliance.core.workspace.snapshot_registry import (
+    GONE,
+    KeptBranch,
+    KeptRepository,
+    KeptSnapshot,
+    KeptSnapshots,
+    set_apart,
+)
 
 JUST_ASKED = 5.0
 """Seconds within which a guest that was given the path of a tar has opened it."""
-
-GONE = ".gone-"
-"""Name prefix of a directory that is being removed."""
 
 LastUse = Callable[[], Mapping[str, float]]
 """When guests last fetched each repository, in Unix seconds."""
@@ -75,7 +79,7 @@ class ColdSnapshots:
         for thing in enough(await self._left(sizes), wanted):
             place = self._layout.workspaces / thing.repo
             if thing.repo not in self._served():
-                await asyncio.to_thread(shutil.rmtree, _set_apart(place), ignore_errors=True)
+                await asyncio.to_thread(shutil.rmtree, set_apart(place), ignore_errors=True)
                 gone.append(thing)
                 wanted -= thing.bytes
         for cold in await self._found() if wanted > 0 else ():
@@ -140,7 +144,7 @@ class ColdSnapshots:
             self._kept.aside.put(branch.directory, max(asked, default=None), is_followed=is_followed)
         places = {self._kept.detach(known, branch, kept) for kept in shapes}
         # Renamed before anything else runs, so that a guest who asks from now on has another one built.
-        apart = [_set_apart(place) for place in places]
+        apart = [set_apart(place) for place in places]
         return await asyncio.to_thread(_discard, apart)
 
 
@@ -174,13 +178,6 @@ def _finish(workspaces: Path) -> None:
     """Removes what was being removed when an earlier `serve` was killed."""
     for left in workspaces.glob(f"*/{GONE}*"):
         shutil.rmtree(left, ignore_errors=True)
-
-
-def _set_apart(directory: Path) -> Path:
-    gone = directory.with_name(f"{GONE}{directory.name}-{time.monotonic_ns()}")
-    with contextlib.suppress(FileNotFoundError):
-        directory.rename(gone)
-    return gone
 
 
 def _discard(directories: Iterable[Path]) -> int:

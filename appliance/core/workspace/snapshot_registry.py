@@ -29,6 +29,8 @@ MOST_EXTRA_BYTES = 20 * 2**30
 """The most bytes that these take in all repositories, tars and packs together."""
 UNASKED = 6 * 3600.0
 """Seconds after which one that nobody requested is dropped, instead of being built for the next tip."""
+GONE = "+gone-"
+"""Name prefix of a directory that is being removed. No repository's name has a plus."""
 
 
 class NoSnapshot(GitmirrorError):
@@ -293,7 +295,13 @@ def _first_to_go(extra: Iterable[_Kept]) -> list[_Kept]:
 
 def _remove(directory: Path) -> None:
     """Renames a directory at once and deletes it in a thread, because a tree may have many files."""
-    gone = directory.with_name(f".gone-{directory.name}-{time.monotonic_ns()}")
+    gone = set_apart(directory)
+    asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(gone, ignore_errors=True))
+
+
+def set_apart(directory: Path) -> Path:
+    """Renames a directory that is about to be deleted, if it is there; returns its new path."""
+    gone = directory.with_name(f"{GONE}{directory.name}-{time.monotonic_ns()}")
     with contextlib.suppress(FileNotFoundError):
         directory.rename(gone)
-        asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(gone, ignore_errors=True))
+    return gone
