@@ -102,9 +102,27 @@ def test_what_is_being_sent_stays(stock: LfsStock, monkeypatch: pytest.MonkeyPat
         path = stock.path(REPO, oid)
         assert path is not None
         with path.open("rb") as file:
-            stock.set_budget(0)
+            asyncio.run(stock.set_budget(0))
             assert file.read() == b"a" * 600
     assert stock.bytes == 0
+
+
+def test_a_much_smaller_budget_holds_nobody_up(stock: LfsStock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be tens of thousands of objects."""
+    age(monkeypatch)
+    for number in range(100):
+        put(stock, bytes([number]) * 10)
+    turns = 0
+
+    async def shrink() -> None:
+        nonlocal turns
+        shrinking = asyncio.create_task(stock.set_budget(200))
+        while not shrinking.done():
+            await asyncio.sleep(0)
+            turns += 1
+
+    asyncio.run(shrink())
+    assert stock.bytes == 200 and turns > 50
 
 
 def test_what_a_kill_leaves(stock: LfsStock, tmp_path: Path) -> None:

@@ -220,10 +220,10 @@ class Service:
             rooms.refreshing.refresher.timeout = config.refresh.timeout
             rooms.refreshing.refresher.keyring = make_keyring(config)
             rooms.fetching.cache.set_budget(config.cache.budget)
-            rooms.lfs.stock.set_budget(config.cache.lfs_budget)
             # Done first, so that a repository that became private is hidden even if the database cannot be read.
             rooms.follower.open_catalog()
             make_git(self._layout, config, rooms.mirrors.git.children)
+            await rooms.lfs.stock.set_budget(config.cache.lfs_budget)
             await rooms.follower.follow_new_config()
             rooms.observing.sinks.apply(config.events)
             reshape(rooms.workspaces, state.repos, before, state.config)

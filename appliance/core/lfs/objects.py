@@ -307,7 +307,7 @@ class LfsObjects:
             log.error("the LFS objects on disk cannot be read: %s", error)
         if mirrored:
             self.stock.keep_only(mirrored)
-        self.stock.set_budget(self.stock.budget)
+        await self.stock.set_budget(self.stock.budget)
 
     async def recover(self, mirrored: Collection[str]) -> None:
         """Checks a directory that could not be used again, and finds what is in it if it can be used now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -239,11 +240,12 @@ class LfsStock:
         """Ends a reservation."""
         self.reserved -= size
 
-    def set_budget(self, budget: int) -> None:
+    async def set_budget(self, budget: int) -> None:
         """Changes the budget. Objects that no longer fit are evicted, the least recently used first."""
         self.budget = budget
-        while self.bytes > budget and self.evict_oldest("[cache] lfs_budget is smaller", spare=bool(budget)):
-            pass
+        while self.bytes > self.budget and self.evict_oldest("[cache] lfs_budget is smaller", spare=bool(self.budget)):
+            # There may be tens of thousands, and guests are served between two of them.
+            await asyncio.sleep(0)
 
     def cold(self, *, spare: bool = True) -> Iterator[ColdObject]:
         """The objects that can be evicted, the least recently used first.
