@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import itertools
+import tracemalloc
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -396,3 +398,33 @@ def _objects(answer: bytes, directory: Path) -> frozenset[str]:
     code, _, said = git_bytes("index-pack", "--stdin", cwd=directory, input=pack_of(answer))
     assert code == 0, said
     return contents_of(directory).objects
+
+
+@pytest.mark.parametrize("memo", [False, True], ids=["plain", "with a memo"])
+def test_what_was_read_of_a_refused_request_is_not_kept(memo: bool) -> None:
+    """Who holds the error holds the frames that it went through, and what they hold is not charged to anybody."""
+    pieces = [b"0011command=fetch" + DELIM, *[pkt(b"x" * 60_000)] * 300]
+
+    async def refused() -> BaseException:
+        coming = iter(pieces)
+
+        async def receive() -> bytes:
+            for piece in coming:
+                return piece
+            raise ConnectionResetError
+
+        with Budget().share(Peer("test")) as share:
+            try:
+                await V2Reader(RequestMemo() if memo else None).read(receive, share)
+            except ConnectionResetError as error:
+                return error
+        raise AssertionError("it was read")
+
+    gc.collect()
+    tracemalloc.start()
+    try:
+        error = asyncio.run(refused())
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak > 300 * 60_000 and held < 2**20, error

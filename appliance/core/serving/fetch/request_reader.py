@@ -42,11 +42,23 @@ class V2Reader:
 
         Raises PacketError if it is malformed or too large, and Busy if there is no memory for it.
         """
+        arguments: list[bytes] = []
+        raw = bytearray()
+        try:
+            return await self._read(receive, share, arguments, raw)
+        except BaseException:
+            # Its traceback can keep the frames of the request until the next garbage collection, which is not charged.
+            arguments.clear()
+            raw.clear()
+            self._buffer.clear()
+            raise
+
+    async def _read(
+        self, receive: Callable[[], Awaitable[bytes]], share: Share, arguments: list[bytes], raw: bytearray
+    ) -> V2Request | None:
         command = ""
         capabilities: list[bytes] = []
-        arguments: list[bytes] = []
         section, lines, prefixes, received = 0, 0, 0, 0
-        raw = bytearray()
         # A request that arrived together with the previous one is parsed without the memo, because the memo looks up
         # the whole buffer, which may also hold the requests that follow.
         memo = None if self._buffer else self._memo
@@ -91,7 +103,9 @@ class V2Reader:
                     command = payload[8:].decode("ascii", "replace")
                 else:
                     capabilities.append(payload)
-            if len(packets) >= SLICE:
+            is_full = len(packets) >= SLICE
+            packets.clear()
+            if is_full:
                 await asyncio.sleep(0)
                 continue
             more = await self._more(receive, share, received)
@@ -120,22 +134,24 @@ class V2Reader:
     def _packets(self) -> list[tuple[str, bytes]]:
         """Takes complete packets out of the buffer: at most SLICE, and none after a flush, which ends a request."""
         packets: list[tuple[str, bytes]] = []
-        at = 0
-        while len(self._buffer) - at >= 4 and len(packets) < SLICE:
-            size = packet_length(bytes(self._buffer[at : at + 4]))
-            if size < 4:
-                kind = ("flush", "delimiter", "end")[size]
-                packets.append((kind, b""))
-                at += 4
-                if kind == "flush":
+        at, arrived = 0, len(self._buffer)
+        # A slice of a view copies nothing. Copies would leave holes of up to 64 KiB between what is kept.
+        with memoryview(self._buffer) as view:
+            while arrived - at >= 4 and len(packets) < SLICE:
+                size = packet_length(bytes(view[at : at + 4]))
+                if size < 4:
+                    kind = ("flush", "delimiter", "end")[size]
+                    packets.append((kind, b""))
+                    at += 4
+                    if kind == "flush":
+                        break
+                    continue
+                if size > LARGEST:
+                    raise PacketError(f"a packet of {size} bytes; at most {LARGEST} are accepted")
+                if arrived - at < size:
                     break
-                continue
-            if size > LARGEST:
-                raise PacketError(f"a packet of {size} bytes; at most {LARGEST} are accepted")
-            if len(self._buffer) - at < size:
-                break
-            packets.append(("line", bytes(self._buffer[at + 4 : at + size]).removesuffix(b"\n")))
-            at += size
+                packets.append(("line", bytes(view[at + 4 : at + size]).removesuffix(b"\n")))
+                at += size
         del self._buffer[:at]
         return packets
 
