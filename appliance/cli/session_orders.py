@@ -106,7 +106,7 @@ def drop(
 
 def _named(sessions: Sessions, repo: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The sessions of those names, each once. Raises the error of the first that cannot be found."""
-    found = [sessions.find(repo, name) for name in names]
+    found = [sessions.find_whole(repo, name) for name in names]
     return list({row["session"]: row for row in found}.values())
 
 

@@ -34,13 +34,21 @@ def is_kept(serve: Serve) -> bool:
 
 @pytest.mark.slow
 def test_a_session_is_kept_with_and_without_a_serve(recorded: Serve) -> None:
-    """The beginning of its name is enough."""
-    assert "fix-dns is exempt from retention" in recorded.cli("session", "keep", WIDGETS, "fix").stderr
+    assert "fix-dns is exempt from retention" in recorded.cli("session", "keep", WIDGETS, "fix-dns").stderr
     assert is_kept(recorded)
     recorded.terminate()
     assert "subject to retention again" in recorded.cli("session", "keep", WIDGETS, "fix-dns", "--off").stderr
     assert not is_kept(recorded)
     assert "no session nobody" in recorded.cli("session", "keep", WIDGETS, "nobody", check=False).stderr
+
+
+@pytest.mark.slow
+def test_the_beginning_of_a_name_changes_nothing(recorded: Serve) -> None:
+    """A script that drops a session twice must not drop another one whose name begins so."""
+    for words in (("keep", WIDGETS, "fix"), ("drop", WIDGETS, "fix", "--yes")):
+        refused = recorded.cli("session", *words, check=False)
+        assert refused.returncode == 1 and "has no session fix" in refused.stderr and "fix-dns" in refused.stderr
+    assert not is_kept(recorded)
 
 
 @pytest.mark.slow

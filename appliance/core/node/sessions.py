@@ -64,6 +64,10 @@ class Sessions:
         """The session of that name, or the only one whose name starts with it."""
         return find_session(self.node.stores(), repo, name)
 
+    def find_whole(self, repo: str, name: str) -> dict[str, Any]:
+        """The session of exactly that name, for what changes it: no other one stands in for one that has ended."""
+        return find_session(self.node.stores(), repo, name, whole=True)
+
     def compare(self, repo: str, name: str, turn: int | None = None, against: str | None = None) -> Comparison:
         """What a diff of a session, as `find` finds it, compares; see `recording.comparison.compare`."""
         return self._ready(compare(self.node.stores(), repo, self.find(repo, name)["session"], turn, against))

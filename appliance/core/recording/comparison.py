@@ -128,13 +128,19 @@ def find_other(stores: Stores, repo: str, text: str) -> Other:
     return Other(find_session(stores, repo, text)["session"], None)
 
 
-def find_session(stores: Stores, repo: str, name: str) -> dict[str, Any]:
-    """The session of that name, or the only one whose name starts with it. Raises NotFound and UsageError."""
+def find_session(stores: Stores, repo: str, name: str, *, whole: bool = False) -> dict[str, Any]:
+    """The session of that name, or unless it is `whole`, the only one whose name starts with it.
+
+    Raises NotFound and UsageError.
+    """
     # An empty name is a script's unset variable, and not the beginning of every name.
     matches = stores.sessions.matching(repo, name) if name else []
     if not matches:
         stores.registry.get(repo)
         raise NotFound(f"{repo} has no session {name or 'without a name'}", hint=f"`sessions --repo {repo}` lists them")
+    if whole and matches[0]["session"] != name:
+        some = ", ".join(row["session"] for row in matches[:5])
+        raise NotFound(f"{repo} has no session {name}", hint=f"give the whole name of the one that you mean: {some}")
     if len(matches) > 1:
         some = ", ".join(row["session"] for row in matches[:5])
         raise UsageError(f"{len(matches)} sessions of {repo} start with {name}", hint=f"give more of the name: {some}")
