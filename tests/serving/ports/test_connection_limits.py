@@ -274,6 +274,23 @@ def test_sigterm_ends_what_does_not_finish_in_time(serve_factory: ServeFactory, 
 
 
 @pytest.mark.slow
+def test_sigterm_waits_for_nobody_who_asks_for_nothing(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
+    """Connections that are kept open without a request, or between two, keep no restart waiting."""
+    serve = limited(serve_factory, upstream, drain_timeout="5m", idle_timeout="5m", request_timeout="5m")
+    git_port, http_port = (int(url.rpartition(":")[2]) for url in (serve.git_url, serve.http_url))
+    with contextlib.ExitStack() as stack:
+        for port in (git_port, http_port):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        kept = stack.enter_context(socket.create_connection(("127.0.0.1", http_port)))
+        kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert kept.recv(15) == b"HTTP/1.1 200 OK"
+        listed = daemon_request("127.0.0.1", git_port, "git-upload-pack", f"/{WIDGETS}", ["version=2"])
+        stack.enter_context(listed)
+        assert listed.recv(4) == b"000e"
+        assert serve.terminate(timeout=60) == 0
+
+
+@pytest.mark.slow
 def test_a_push_that_is_ended_at_the_end_has_an_outcome(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """A push that drain_timeout cuts off is in the log with its outcome before `serve` ends."""
     serve = limited(serve_factory, upstream, drain_timeout="300ms")

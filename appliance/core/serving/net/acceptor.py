@@ -11,11 +11,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from appliance.core.config.settings import ServeConfig
+from appliance.core.serving.net.idle import end_tasks
 from appliance.core.serving.net.seats import Peer, Seat, Seats
 from appliance.core.serving.net.sockets import client_of
 
 log = logging.getLogger(__name__)
 
+QUIET = 3.0
+"""Seconds without a byte after which a connection that nobody is served on is ended when `serve` stops."""
 A_YEAR = 365 * 86400.0
 """Seconds, for what is not limited."""
 
@@ -79,7 +82,7 @@ class Acceptor:
         self._name = name
         self._handle = handle
         self._seats = seats
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], Seat] = {}
         self._listening: dict[socket.socket, Road | None] = {}
 
     def __len__(self) -> int:
@@ -109,7 +112,10 @@ class Acceptor:
             listening.close()
 
     async def stop(self, drain: float) -> None:
-        """Stops accepting, lets open connections finish for up to `drain` seconds, then cancels them."""
+        """Stops accepting, lets open connections finish for up to `drain` seconds, then cancels them.
+
+        Those on which nothing is asked for are ended before, so that a guest that went away keeps no restart waiting.
+        """
         loop = asyncio.get_running_loop()
         for listening in self._listening:
             loop.remove_reader(listening)
@@ -117,10 +123,23 @@ class Acceptor:
         self._listening = {}
         if self._connections and drain:
             log.info("draining %d %s connections for up to %gs", len(self._connections), self._name, drain)
+            idle = asyncio.create_task(self._end_idle())
             await asyncio.wait(self._connections, timeout=drain)
+            await end_tasks(idle)
         for connection in list(self._connections):
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _end_idle(self) -> None:
+        """Ends connections that are not served, and on which no byte has moved for QUIET seconds."""
+        moved: dict[Seat, int | None] = {}
+        while True:
+            for seat in self._connections.values():
+                now_moved = seat.moved()
+                if seat.is_idle and moved.get(seat, -1) == now_moved:
+                    seat.cut("nothing was asked for on it, and serve stops")
+                moved[seat] = now_moved
+            await asyncio.sleep(QUIET)
 
     def _listen(self, listening: socket.socket) -> None:
         # Does not use sock_accept: if that is cancelled at the moment a guest connects, it takes the connection from
@@ -149,8 +168,8 @@ class Acceptor:
             connection.close()
             return
         task = asyncio.create_task(self._serve(seat))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        self._connections[task] = seat
+        task.add_done_callback(self._connections.pop)
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._listening:

@@ -93,7 +93,7 @@ class Seat:
 
     def look(self, now: float) -> None:
         """Measures its progress with one or two system calls. Called from time to time while slots are scarce."""
-        moved = self._bytes()
+        moved = self.moved()
         if moved is None:
             self._look_at_unsent(now)
             return
@@ -123,7 +123,7 @@ class Seat:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
-    def _bytes(self) -> int | None:
+    def moved(self) -> int | None:
         """The bytes that the guest sent or acknowledged, by any path; None if the socket is not TCP."""
         with contextlib.suppress(OSError, struct.error):
             info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
