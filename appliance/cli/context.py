@@ -63,10 +63,13 @@ class Options:
         if writes and becomes_another(layout.state):
             files = CallersFiles.left_behind(None if writes is True else writes)
         become_owner_of(layout.state)
+        if not writes:
+            # As `serve`: what is made, a backup too, is for its owner and the group alone.
+            os.umask(0o027)
         if not anyone:
             refuse_strangers(layout)
             if not create and not layout.database.exists():
-                click.get_current_context().meta[NOTHING_THERE] = _nothing_there(layout.state)
+                click.get_current_context().meta[NOTHING_THERE] = layout
         return Node(layout, self.load_config(), create, files)
 
     def mend(self, error: GitmirrorError) -> str:
@@ -80,7 +83,7 @@ class Options:
             return error.hint
 
 
-def _nothing_there(state: Path) -> str:
+def nothing_there(state: Path) -> str:
     """Says that there was nothing to read: it is rather the wrong directory than a new node."""
     what = f"no serve ever ran on {state}" if state.exists() else f"there is no state directory {state}"
     return f"{what}: serve makes it at its first start; if the state is elsewhere, name its directory with --state DIR"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from appliance.cli.context import NOTHING_THERE, Options
+from appliance.cli.context import NOTHING_THERE, Options, nothing_there
 from appliance.core.errors import GitmirrorError
 from appliance.core.text import escape
 
@@ -141,8 +141,10 @@ class ReportingGroup(click.Group):
             say_error(error)
             ctx.exit(error.exit_code)
         finally:
-            if NOTHING_THERE in ctx.meta:
-                say(ctx.meta[NOTHING_THERE])
+            # `restore` has made it by now.
+            layout = ctx.meta.get(NOTHING_THERE)
+            if layout is not None and not layout.database.exists():
+                say(nothing_there(layout.state))
 
 
 @contextmanager

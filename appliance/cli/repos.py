@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from appliance.cli.context import Duration, Options, json_option, pass_options
 from appliance.cli.output import ask, print_json, print_line, print_table, say, say_what_is_local
 from appliance.cli.progress import CloneProgress
 from appliance.core.units import format_duration
+
+if TYPE_CHECKING:
+    from appliance.core.node.node import Node
 
 MOST_NAMED = 20
 """The most sessions that a question names."""
@@ -90,12 +93,19 @@ def remove_repo(options: Options, name: str, purge: bool, yes: bool) -> None:
     Example:
       gitmirror.pyz remove-repo jomcgi/homelab --purge --yes
     """
-    node = options.node(create=True)
+    node = _node_that_has(name, options)
     if purge and not yes and not _confirm_purge(name, node.recorded_in(name), node.leases_of(name)):
         say("Nothing was changed.")
         sys.exit(1)
     node.current().remove(name, purge=purge)
     say(f"{name} is removed{' and its mirror deleted' if purge else '; its mirror stays on disk'}")
+
+
+def _node_that_has(name: str, options: Options) -> Node:
+    """The node, whose state directory is made, where there is none, only for a repository that the config lists."""
+    from appliance.core.node.state_dir import wanted_of_config
+
+    return options.node(create=any(each.name == name for each in wanted_of_config(options.load_config())))
 
 
 def _confirm_purge(name: str, sessions: list[dict[str, Any]], leases: int) -> bool:
@@ -131,7 +141,7 @@ def enable(options: Options, name: str) -> None:
     Example:
       gitmirror.pyz enable jomcgi/homelab
     """
-    options.node(create=True).current().change(name, {"enabled": True})
+    _node_that_has(name, options).current().change(name, {"enabled": True})
     say(f"{name} is enabled")
 
 
@@ -147,7 +157,7 @@ def disable(options: Options, name: str) -> None:
     Example:
       gitmirror.pyz disable jomcgi/homelab
     """
-    options.node(create=True).current().change(name, {"enabled": False})
+    _node_that_has(name, options).current().change(name, {"enabled": False})
     say(f"{name} is disabled; nothing was deleted")
 
 

@@ -243,7 +243,7 @@ def test_an_error_is_what_happened_and_what_to_do(tmp_path: Path) -> None:
     done = run("enable", "no/such", state=tmp_path / "state")
     assert done.exit_code == 2
     hint = "`repos` lists all of them, `add-repo URL` adds one"
-    assert done.stderr == f"error: no/such is not registered\nhint: {hint}\n"
+    assert done.stderr.startswith(f"error: no/such is not registered\nhint: {hint}\nthere is no state directory ")
     done = run("refresh", state=tmp_path / "state")
     assert done.exit_code == 4
     assert done.stderr.startswith("error: serve is not running on ")
@@ -272,7 +272,6 @@ ENDS = {
     ("refresh",): 4,
     ("disk",): 4,
     ("disk", "release"): 4,
-    ("disks",): 4,
     ("session", "show"): 1,
     ("api-token", "revoke"): 1,
     ("backup", "verify"): 1,
@@ -367,7 +366,7 @@ READING = (
     "refreshes", "storage", "guests", "token list", "api-token list", "fleet status", "egress", "guest-kit",
     "doctor", "verify", "config show", "disks", "refresh", "session show o/r s", "session diff o/r s",
     "session keep o/r s", "heal o/r", "session checkout o/r s DIR", "token revoke 1", "guest remove vm-7",
-    "backup DIR",
+    "backup DIR", "remove-repo o/r", "enable o/r", "disable o/r",
 )  # fmt: skip
 
 
@@ -383,6 +382,20 @@ def test_reading_makes_nothing(tmp_path: Path, line: str) -> None:
         assert {path.name for path in tmp_path.rglob("*")} == {"empty"}
     if line == "status":
         assert done.exit_code == 4 and "name its directory with --state" in done.stderr
+
+
+def test_what_is_made_is_for_its_owner_and_the_group(tmp_path: Path) -> None:
+    """As what `serve` makes: the directory, the database in it, a backup, and what is restored of that."""
+    (tmp_path / "config.toml").write_text('[[repos]]\nurl = "https://h/o/r"\n')
+    made = [tmp_path / "state", tmp_path / "backup", tmp_path / "again"]
+    config = ("--config", str(tmp_path / "config.toml"))
+    assert run(*config, "disable", "o/r", state=made[0]).exit_code == 0
+    assert run("backup", str(made[1]), state=made[0]).exit_code == 0
+    restored = run("restore", str(made[1]), state=made[2])
+    assert restored.exit_code == 0 and "there is no state directory" not in restored.output
+    paths = [path for root in made for path in (root, *root.rglob("*"))]
+    # git's settings, in a directory that is closed.
+    assert {path.name for path in paths if path.stat().st_mode & 0o007} <= {"git.config", "serving.config"}
 
 
 @pytest.mark.parametrize("line", ["sessions", "activity", "audit", "token list"])

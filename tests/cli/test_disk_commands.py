@@ -144,13 +144,29 @@ def test_names_of_strangers_are_escaped(node: DiskServer) -> None:
     assert "\\x1b[2J" in run(node, "disks").stdout
 
 
-@pytest.mark.parametrize("words", [["disk", "acme/widgets"], ["disk", "release", "x"], ["disks"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["disk", "acme/widgets"], ["disk", "release", "x"]], ids=" ".join)
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
 def test_without_a_serve_they_refuse(tmp_path: Path, words: list[str], more: list[str]) -> None:
     """Exit 4, and what to do."""
     done = run(None, *words, *more, state=tmp_path / "state")
     assert (done.exit_code, done.stdout) == (4, "")
     assert done.stderr.startswith("error: serve is not running on ")
+
+
+def test_leases_are_listed_without_a_serve(tmp_path: Path) -> None:
+    """They outlive it: guests hold the drives."""
+    layout = Layout(tmp_path / "state")
+    stores = open_stores(layout)
+    added = CliRunner().invoke(cli, ["--state", str(layout.state), "add-repo", "https://h/o/r", "--no-wait"])
+    assert added.exit_code == 0, added.output
+    lease = stores.disk_leases.issue(
+        stores.registry.get("o/r"), branch="main", commit=TIP, form="erofs", generation=1, name="x" * 64,
+        guest="vm-7", ttl=3600, of_tip=True,
+    )  # fmt: skip
+    stores.database.close()
+    [listed] = json.loads(run(None, "disks", "--json", state=layout.state).stdout)
+    assert (listed["id"], listed["guest"], len(listed["drives"])) == (lease.id, "vm-7", 2)
+    assert f"{lease.id}  o/r" in run(None, "disks", state=layout.state).stdout
 
 
 def test_a_branch_whose_name_is_not_utf_8(node: DiskServer) -> None:

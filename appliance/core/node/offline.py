@@ -36,6 +36,7 @@ from appliance.core.store.remedies import remedy
 from appliance.core.store.stores import Stores
 from appliance.core.workspace.disk.collection import discard_disks
 from appliance.core.workspace.disk.images import DiskPlace
+from appliance.core.workspace.disk.lease_documents import lease_document
 from appliance.core.workspace.guest_kit import render_kit
 
 _AWAY = "serve is not running, so nothing goes out to the fleet or comes from it"
@@ -220,8 +221,9 @@ class OfflineNode:
         self._needs_serve()
 
     def disks(self) -> list[dict[str, Any]]:
-        """Raises NotServing, because only a running `serve` ends leases in time."""
-        self._needs_serve()
+        """The leases that have not ended, newest first."""
+        leases = self.stores().disk_leases.live()
+        return [lease_document(lease, DiskPlace(self.layout.disks / lease.repo)) for lease in leases]
 
     def release_disk(self, lease_id: str) -> dict[str, Any]:
         """Raises NotServing, because only a running `serve` ends leases."""
