@@ -83,6 +83,14 @@ def test_wget_attaches_too(node: Node, tmp_path: Path) -> None:
     assert [(file["name"], file["size"]) for file in turns(node, session)[0]["attachments"]] == [("small", 1000)]
 
 
+def test_for_a_file_that_is_not_there_no_turn_is_made(node: Node, tmp_path: Path) -> None:
+    """It would be another one at each try."""
+    guest = workspace(node, tmp_path / "home")
+    said = record(guest, "nothing-there", "--attach", "missing", change="")
+    assert (said.code, said.out.splitlines()[-1]) == (3, "recorded nothing")
+    assert f"{guest.home}/missing is not attached: it is not a file that can be read" in said.err
+
+
 def test_what_cannot_be_attached_is_said(node: Node, tmp_path: Path) -> None:
     """Missing, a directory, too large, a name that is none: the rest is recorded, with exit code 3."""
     guest = workspace(node, tmp_path / "home")

@@ -2576,7 +2576,14 @@ gitmirror__take_attach() {
     esac
     case $file in
     *"$newline"*) gitmirror__lose "$1 is not attached: its path has a line break" ;;
-    *) attached=$attached$file$newline ;;
+    *)
+        # Now, because for what can be attached a turn is made even if nothing else changed.
+        if [ -f "$file" ] && [ -r "$file" ]; then
+            attached=$attached$file$newline
+        else
+            gitmirror__lose "$file is not attached: it is not a file that can be read"
+        fi
+        ;;
     esac
 }
 
