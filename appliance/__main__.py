@@ -27,7 +27,18 @@ def main() -> None:
         return
     from appliance.cli.main import cli
 
-    cli(prog_name="gitmirror.pyz")
+    try:
+        cli(prog_name="gitmirror.pyz")
+    except ImportError:
+        if os.access(os.__file__, os.R_OK):
+            raise
+        # It was run as root and has become the owner of the state directory, who can import nothing.
+        sys.stderr.write(
+            f"error: the state directory belongs to user {os.geteuid()}, "
+            f"who may not read this Python ({sys.executable})\n"
+            "hint: run the command with one that everybody may read, such as /usr/bin/python3\n"
+        )
+        sys.exit(1)
 
 
 def _complete() -> None:

@@ -398,6 +398,22 @@ def test_what_is_made_is_for_its_owner_and_the_group(tmp_path: Path) -> None:
     assert {path.name for path in paths if path.stat().st_mode & 0o007} <= {"git.config", "serving.config"}
 
 
+def test_a_state_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("repos", state=tmp_path / "file")
+    assert (done.exit_code, done.stdout) == (2, "") and "/file is not a directory" in done.stderr
+
+
+def test_a_kit_that_names_all_addresses_is_warned_of(tmp_path: Path) -> None:
+    """No guest reaches 0.0.0.0."""
+    config = tmp_path / "config.toml"
+    config.write_text('[serve]\ngit = "0.0.0.0:9418"\nhttp = "[::]:9419"\npublic_git = "git://mirror:9418"\n')
+    done = run("--config", str(config), "guest-kit", state=tmp_path / "state")
+    assert done.exit_code == 0 and done.stdout.startswith("#!/bin/sh")
+    assert "guests cannot reach http://[::]:9419" in done.stderr and '[serve] public_http = "http://ADDR' in done.stderr
+    assert "cannot reach" not in run("guest-kit", state=tmp_path / "state").stderr
+
+
 @pytest.mark.parametrize("line", ["sessions", "activity", "audit", "token list"])
 def test_a_misspelt_repository_is_no_empty_list(state: Path, line: str) -> None:
     """Exit code 2, and which one is meant; of one that is registered, nothing to list is an empty list."""

@@ -178,6 +178,18 @@ def test_root_becomes_the_directorys_user_for_good(tmp_path: Path, uid: int, gid
     assert ids_on(state) == [f"{uid} {uid} {gid} {gid} {groups}"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_a_python_that_the_owner_may_not_read_is_named(tmp_path: Path) -> None:
+    """In place of a traceback. Where everybody may read it, the command does what it says."""
+    state = tmp_path / "state"
+    state.mkdir()
+    os.chown(state, 65534, 65534)
+    argv = [sys.executable, "-m", "appliance", "--state", str(state), "add-repo", "https://h/o/r", "--no-wait"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or f"who may not read this Python ({sys.executable})" in done.stderr
+
+
 def test_on_ones_own_directory_or_none_at_all_nothing_changes(tmp_path: Path) -> None:
     """The user of `serve`, root on root's directory, and a directory that does not exist yet."""
     before = (os.geteuid(), os.getegid(), os.getgroups())

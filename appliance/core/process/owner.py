@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.core.errors import Forbidden, GitmirrorError
+from appliance.core.errors import Forbidden, GitmirrorError, UsageError
 from appliance.core.layout import Layout
 from appliance.core.process.groups import how_to_get_in
 
@@ -143,6 +143,8 @@ def refuse_strangers(layout: Layout) -> None:
     state, database = layout.state, layout.database
     closed = None
     try:
+        if state.exists() and not state.is_dir():
+            raise UsageError(f"the state directory {state} is not a directory", hint="name one with --state DIR")
         if state.exists():
             closed = None if os.access(state, os.X_OK) else state
             # With `disk_group`, everybody may pass.
