@@ -142,7 +142,7 @@ def _local(url: str, allow_local: bool) -> Upstream:
     if not allow_local:
         raise UsageError(
             f"{_without_secrets(url)} is a local upstream, which is not allowed here",
-            hint="pass --allow-local, or set allow_local = true under [refresh]",
+            hint="set allow_local = true under [refresh], or register it with `add-repo --allow-local`",
         )
     path = url.removeprefix("file://")
     if url.startswith("file://") and not path.startswith("/"):

@@ -202,7 +202,8 @@ class Service:
     def _warm(self) -> None:
         """Prepares responses, snapshots and disks of every enabled repository before guests ask for them."""
         for repo in self._state.repos:
-            if repo.enabled:
+            # One that was never cloned has nothing to prepare; its first clone does this again.
+            if repo.enabled and self._layout.mirror(repo.name).exists():
                 self._rooms.fetching.warmer.warm(repo)
                 self._rooms.workspaces.refresh(repo)
                 self._rooms.disks.refresh(repo)
