@@ -131,14 +131,17 @@ class Acceptor:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _end_idle(self) -> None:
-        """Ends connections that are not served, and on which no byte has moved for QUIET seconds."""
-        moved: dict[Seat, int | None] = {}
+        """Ends connections that are not served, and on which no byte has moved for QUIET seconds.
+
+        Of one that is not TCP nobody knows whether bytes move, and a request may be on its way.
+        """
+        before: dict[Seat, int | None] = {}
         while True:
             for seat in self._connections.values():
-                now_moved = seat.moved()
-                if seat.is_idle and moved.get(seat, -1) == now_moved:
+                moved = seat.moved()
+                if seat.is_idle and moved is not None and before.get(seat) == moved:
                     seat.cut("nothing was asked for on it, and serve stops")
-                moved[seat] = now_moved
+                before[seat] = moved
             await asyncio.sleep(QUIET)
 
     def _listen(self, listening: socket.socket) -> None:
