@@ -296,7 +296,8 @@ def _first_to_go(extra: Iterable[_Kept]) -> list[_Kept]:
 def _remove(directory: Path) -> None:
     """Renames a directory at once and deletes it in a thread, because a tree may have many files."""
     gone = set_apart(directory)
-    asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(gone, ignore_errors=True))
+    if gone.exists():
+        asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(gone, ignore_errors=True))
 
 
 def set_apart(directory: Path) -> Path:
