@@ -185,7 +185,7 @@ def test_many_requests_at_once_run_few_processes(node: Node, count: int) -> None
         watching.join()
     statuses = Counter(response.status_code for response in responses)
     assert set(statuses) <= {200, 503} and statuses[200] >= MOST_EACH, statuses
-    assert 1 <= most <= MOST_EACH <= 16
+    assert most <= MOST_EACH <= 16
     for response in responses:
         if response.status_code == 503:
             assert int(response.headers["retry-after"]) >= 1
