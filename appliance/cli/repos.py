@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -105,7 +106,10 @@ def _node_that_has(name: str, options: Options) -> Node:
     """The node, whose state directory is made, where there is none, only for a repository that the config lists."""
     from appliance.core.node.state_dir import wanted_of_config
 
-    return options.node(create=any(each.name == name for each in wanted_of_config(options.load_config())))
+    node = options.node()
+    if not node.layout.database.exists() and any(each.name == name for each in wanted_of_config(node.config)):
+        return replace(node, create=True)
+    return node
 
 
 def _confirm_purge(name: str, sessions: list[dict[str, Any]], leases: int) -> bool:
