@@ -136,6 +136,8 @@ def test_after_root_the_owner_can_go_on(serve: Serve, upstream: HttpUpstream, ow
 def test_somebody_else_is_told_whose_it_is(serve: Serve, owner: pwd.struct_passwd) -> None:
     """A third user whom the modes let read changes nothing. He gets an error in words, and no traceback."""
     serve.cli("add-repo", "https://127.0.0.1:1/a/b", "--no-wait")
+    # The command that made it closed it.
+    subprocess.run(["chmod", "-R", "o+rX", str(serve.state)], check=True)
     stranger = next(user for user in pwd.getpwall() if user.pw_uid not in (0, owner.pw_uid))
     assert run_as(stranger, command_of(serve, "repos"), serve.env).returncode == 0
     for command, code in ((["disable", "a/b"], 4), (["serve", *serve.options], 1)):
