@@ -170,6 +170,12 @@ def _after(prefix: bytes) -> bytes:
     return short[:-1] + bytes([short[-1] + 1]) if short else b""
 
 
+def _take_error(task: asyncio.Task[RefSnapshot]) -> None:
+    """Of a guest that has left meanwhile nobody takes the error, and asyncio would log it with a traceback."""
+    if not task.cancelled():
+        task.exception()
+
+
 class RefSnapshots:
     """Snapshots by repository id. The code that moves a ref calls `invalidate` before it reports the move as done."""
 
@@ -198,6 +204,7 @@ class RefSnapshots:
         loading = self._loading.get(repo.id)
         if loading is None or loading[0] != generation:
             task = asyncio.create_task(self._load(repo, generation), name=f"refs {repo.name}")
+            task.add_done_callback(_take_error)
             self._loading[repo.id] = (generation, task)
         else:
             task = loading[1]
