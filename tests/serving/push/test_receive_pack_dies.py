@@ -29,6 +29,12 @@ from tests.support.serve import Serve
 ENDED = "git receive-pack ended before the push began"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def workspaces() -> None:
+    """No workspaces are kept: what builds one would complain of the harm, and have it healed while the test looks."""
+    Serve.keeps_workspaces = False
+
+
 def break_config(mirror: Path) -> None:
     """No git can read it."""
     (mirror / "config").write_text("[garbage\n")
