@@ -203,7 +203,7 @@ class Service:
         """Prepares responses, snapshots and disks of every enabled repository before guests ask for them."""
         for repo in self._state.repos:
             # One that was never cloned has nothing to prepare; its first clone does this again.
-            if repo.enabled and self._layout.mirror(repo.name).exists():
+            if repo.enabled and os.path.isdir(self._layout.mirror(repo.name)):
                 self._rooms.fetching.warmer.warm(repo)
                 self._rooms.workspaces.refresh(repo)
                 self._rooms.disks.refresh(repo)

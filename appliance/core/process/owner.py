@@ -143,9 +143,9 @@ def refuse_strangers(layout: Layout) -> None:
     state, database = layout.state, layout.database
     closed = None
     try:
-        if state.exists() and not state.is_dir():
-            raise UsageError(f"the state directory {state} is not a directory", hint="name one with --state DIR")
         if state.exists():
+            if not state.is_dir():
+                raise UsageError(f"the state directory {state} is not a directory", hint="name one with --state DIR")
             closed = None if os.access(state, os.X_OK) else state
             # With `disk_group`, everybody may pass.
             # Its owner is no stranger: the database is what needs mending then, and whoever opens it says so.
