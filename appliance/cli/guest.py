@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import click
 
 from appliance.cli.context import Options, pass_options
 from appliance.cli.output import say
-
-_EVERYWHERE = re.compile(r"\b(git|http)://(0\.0\.0\.0|\[::\]):([0-9]+)")
 
 
 @click.command("guest-kit")
@@ -24,8 +20,9 @@ def guest_kit(options: Options) -> None:
       gitmirror.pyz guest-kit > guest.sh
       . ./guest.sh && gitmirror_hydrate jomcgi/homelab /workspace
     """
-    kit = options.node().current().guest_kit()
-    click.echo(kit, nl=False)
-    if found := _EVERYWHERE.search(kit):
-        say(f"warning: guests cannot reach {found[0]}, which means all addresses of this node")
-        say(f'Set the URL that they use: [serve] public_{found[1]} = "{found[1]}://ADDRESS:{found[3]}"')
+    from appliance.core.ops.egress import unreachable
+
+    node = options.node()
+    click.echo(node.current().guest_kit(), nl=False)
+    for warning in unreachable(node):
+        say(f"warning: {warning}")

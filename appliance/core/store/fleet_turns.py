@@ -287,7 +287,8 @@ class FleetTurnStore:
 def _is_first(connection: sqlite_utils.Database, end: Arrived) -> bool:
     """Whether an end is read for the first time.
 
-    A node that was killed says it again, and the next session of that name may be kept by then.
+    A node that was killed says it again, and the next session of that name may be kept by then. Its digest is noted
+    among the uids of turns that ended, which are SHA-256 as well.
     """
     return connection.execute("INSERT OR IGNORE INTO fleet_ended VALUES (?)", [end.digest]).rowcount == 1
 
