@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import WIDGETS
-from tests.support.generate import add_commit
+from tests.support.generate import add_commit, commit_entries
 from tests.support.gitutil import clean_env, git
 from tests.support.upstream import HttpUpstream
 from tests.workspace.conftest import Guest, Node, Result, quote
@@ -48,7 +48,7 @@ class Family:
 
     def build(self, widgets: Path) -> None:
         """Make the repositories; `widgets` is a bare one to start from."""
-        deep = add_commit(self.upstream.add(DEEP), "main", {"deep.txt": "deep\n"})
+        deep = _commit(self.upstream.add(DEEP), {"deep.txt": "deep\n"}, {"to-a": "a.txt", "to-b": "b.txt"})
         add_commit(self.upstream.path(DEEP), "main", {"deep.txt": "newer\n"})
         self.upstream.add(LIB)
         first = add_commit(self.upstream.path(LIB), "main", {"lib.txt": "lib\n", "src/a.txt": "a\n"})
@@ -59,6 +59,15 @@ class Family:
         link(bare, text, {"libs/lib": lib, "far": far})
         git("branch", "older", "main", cwd=bare)
         link(bare, section("lib", "libs/lib", "../lib"), {"libs/lib": first}, "older")
+
+
+def _commit(bare: Path, files: Mapping[str, str], links: Mapping[str, str]) -> str:
+    """A commit of files and links in an empty repository."""
+    lines = []
+    for mode, entries in (("100644", files), ("120000", links)):
+        for name, text in entries.items():
+            lines.append(f"{mode} {git('hash-object', '-w', '--stdin', cwd=bare, input=text)} 0\t{name}")
+    return commit_entries(bare, lines)
 
 
 def hydrate(guest: Guest, dest: Path, want: str = "", *options: str, timeout: float = 60) -> Result:

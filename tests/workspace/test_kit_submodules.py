@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.workspace.times import INDEX_TIME
 from tests.conftest import WIDGETS
 from tests.support.gitutil import git, refs
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
-from tests.workspace.conftest import EVERY_SHELL, SETTLED, SHELLS, Guest, Node
+from tests.workspace.conftest import BUSYBOX, CURL, EVERY_SHELL, SETTLED, SHELLS, Guest, Node
 from tests.workspace.module_lab import DEEP, FAR, LIB, MIRRORED, Family, by_git, config, hydrate, status
 
 pytestmark = pytest.mark.slow
@@ -63,6 +64,17 @@ def test_what_is_mirrored_is_there(family: Node, tmp_path: Path, shell: str, way
     assert len(family.upstream.requests) == before
     depth = guest.git("rev-list", "--count", "HEAD", cwd=place / "libs/lib")
     assert depth == ("1" if shape == "--tip" else "3")
+
+
+@pytest.mark.parametrize("tools", [CURL, (*BUSYBOX, "touch")], ids=["curl", "busybox"])
+def test_links_in_them_have_times_that_tell_them_apart(family: Node, tmp_path: Path, tools: tuple[str, ...]) -> None:
+    """As those of the repository itself; see test_same_size.py."""
+    guest = family.guest(tmp_path / "home", tools=tools)
+    hydrate(guest, guest.home / "ws", "", "--submodules").hydrated(via="snapshot")
+    links = [guest.home / "ws/libs/lib/deps/deep" / name for name in ("to-a", "to-b")]
+    times = {link.lstat().st_mtime for link in links}
+    assert len(times) == 2 and max(times) < INDEX_TIME
+    assert guest.git("status", "--porcelain", cwd=links[0].parent) == ""
 
 
 def test_none_are_there_unless_asked_for(family: Node, tmp_path: Path) -> None:

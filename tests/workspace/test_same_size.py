@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from appliance.core.workspace.times import FIRST_TIME, INDEX_TIME
 from tests.conftest import WIDGETS
 from tests.support.generate import add_commit
 from tests.support.gitutil import git, git_bytes, run_process
@@ -108,3 +110,30 @@ def test_a_file_in_the_place_of_another_is_recorded(
             assert git_bytes("show", f"{turn}:{name}", cwd=mirror)[1] == here
         else:
             assert git("ls-tree", turn, name, cwd=mirror) == ""
+
+
+WITH_TOUCH = (*BUSYBOX, "touch")
+
+
+@pytest.mark.parametrize(("shell", "tools"), [("dash", CURL), ("dash", WITH_TOUCH), ("busybox", WITH_TOUCH)])
+def test_links_have_times_that_tell_them_apart(pairs: Node, tmp_path: Path, shell: str, tools: tuple[str, ...]) -> None:
+    """Of the tar or from the kit: busybox's tar leaves them with the time of unpacking, most of them with the same."""
+    guest = pairs.guest(tmp_path / "home", shell=shell, tools=tools)
+    by_snapshot(guest, guest.home / "ws")
+    times = {(guest.home / "ws" / name).lstat().st_mtime for name in ("to-a", "to-b")}
+    assert len(times) == 2
+    assert all(FIRST_TIME <= each < INDEX_TIME for each in times)
+    assert guest.git("status", "--porcelain", cwd=guest.home / "ws") == ""
+
+
+def test_links_that_cannot_be_dated_are_told_apart_by_git(pairs: Node, tmp_path: Path) -> None:
+    """Here there is no `touch`: git compares all that it knows of a file, as in a clone."""
+    guest = pairs.guest(tmp_path / "home", tools=BUSYBOX)
+    workspace = guest.home / "ws"
+    by_snapshot(guest, workspace)
+    for name in ("to-a", "to-b"):
+        os.utime(workspace / name, (FIRST_TIME, FIRST_TIME), follow_symlinks=False)
+    assert guest.git("status", "--porcelain", cwd=workspace) == ""
+    (workspace / "to-b").rename(workspace / "to-a")
+    status = git_bytes("status", "--porcelain", "--no-renames", cwd=workspace)[1]
+    assert status.splitlines() == [b" M to-a", b" D to-b"]

@@ -7,7 +7,7 @@
 #     gitmirror_hydrate jomcgi/homelab /workspace
 #     gitmirror_record my-session /workspace
 #
-# It needs POSIX sh and git, and uses curl or wget, tar and timeout if they are installed. Each function runs in a
+# It needs POSIX sh and git, and uses curl or wget, tar, timeout and touch if they are installed. Each function runs in a
 # subshell, so it changes no option, variable or directory of the caller. Messages go to stderr.
 # shellcheck disable=SC2030,SC2031
 
@@ -97,7 +97,7 @@ gitmirror__hydrate() {
 # Creates a workspace in `tmp`, or with drives in `hold`, and writes its source, commit and shape to `result` beside it.
 gitmirror__obtain() {
     exec >&2
-    usable=yes
+    usable=yes dated=yes
     ! gitmirror__open_disk || disk=yes
     if [ "$disk" = yes ] && [ "$asked" = history ] && [ "$history" = tip ]; then
         disk=no
@@ -954,6 +954,7 @@ gitmirror__from_snapshot() {
         return 1
     fi
     [ "$loose" = no ] || gitmirror__loosen || return 1
+    [ "$dated" = yes ] || gitmirror__date_links "$tmp" || return 1
     gitmirror__read_snapshot || return 1
     [ -z "${GITMIRROR_UPSTREAM-}" ] || gitmirror__write_config || return 1
     # A node of an older version sends the whole tree.
@@ -982,8 +983,23 @@ gitmirror__loosen() {
     [ $# -eq 0 ] || chmod a-w "$@"
 }
 
-# Downloads the snapshot and unpacks it into a new `tmp`. Sets `ends` to the headers, `tip` to the branch's tip in them, and
-# `got` and `unpacked` to the exit codes of both.
+# Gives the links of the repository at $1, which a tar such as busybox's leaves with the time of unpacking, times that come
+# from their object ids. Of a file, git compares only the time and size here, so without this it could miss that one link
+# has taken the place of another. Where that cannot be done, git is told to compare more, for which it reads every file once.
+gitmirror__date_links() {
+    for line in $(git -C "$1" -c core.quotePath=false diff-files --raw --no-renames --ignore-submodules); do
+        case $line in ':120000 120000 '*) ;; *) continue ;; esac
+        oid=${line#:120000 120000 } path=${line#*"$tab"} age=${oid#???????}
+        # Like those of the tar, these times are long past.
+        case $path in \"*) false ;; *) touch -h -d "@$((315619200 + 0x${oid%"$age"}))" "$1/$path" 2>/dev/null ;; esac || {
+            git -C "$1" config core.checkStat default && git -C "$1" config core.trustctime true
+            return
+        }
+    done
+}
+
+# Downloads the snapshot and unpacks it into a new `tmp`. Sets `ends` to the headers, `tip` to the branch's tip in them,
+# `got` and `unpacked` to the exit codes of both, and `dated` to whether links have the times that they have in the tar.
 gitmirror__unpack_snapshot() {
     gitmirror__share 2
     gitmirror__fresh_tmp
@@ -991,15 +1007,21 @@ gitmirror__unpack_snapshot() {
     # Their exit codes come back with the headers, which needs no file and no further process.
     ends=$({
         { gitmirror__get "$mirror_http/$repo/workspace.tar$query" 2>/dev/null; echo "get: $?" >&3; } |
-            { tar -xf - ${masked:+"$masked"} -C "$tmp" 2>/dev/null 3>&-; echo "tar: $?" >&3; }
+            {
+                # Of these it is known that they date links as well. It is asked while the mirror is.
+                case $(tar --version 2>/dev/null </dev/null) in *'GNU tar'* | bsdtar*) echo 'links: dated' >&3 ;; esac
+                tar -xf - ${masked:+"$masked"} -C "$tmp" 2>/dev/null 3>&-
+                echo "tar: $?" >&3
+            }
     } 3>&1)
-    got='' unpacked='' tip=''
+    got='' unpacked='' tip='' dated=no
     for line in $ends; do
         # wget indents headers with spaces.
         line=${line#"${line%%[! ]*}"}
         case $line in
         'get: '*) got=${line#* } ;;
         'tar: '*) unpacked=${line#* } ;;
+        'links: dated') dated=yes ;;
         [Xx]-[Gg]itmirror-[Tt]ip:*) tip=${line#*: } tip=${tip%%[!0-9a-f]*} ;;
         esac
     done
@@ -1893,6 +1915,7 @@ gitmirror__visit_submodules() {
             }
         fi
         [ -e "$tmp/$1$4/.git" ] || continue
+        [ "$fetched$dated" != nono ] || gitmirror__date_links "$tmp/$1$4"
         gitmirror__note_submodule "$1$4" "$5"
         [ "$fetched$gitmirror__lfs" != yescontent ] || gitmirror__get_contents "$tmp/$1$4"
         gitmirror__visit_submodules "$1$4/" $(($2 + 1))
