@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tests.conftest import ServeFactory
 from tests.refresh.node import repo_status
 from tests.support.generate import add_commit, copy_repository
 from tests.support.gitutil import kill_group, refs, run_process, wait_until
+from tests.support.ports import hold_port, port_of
 from tests.support.serve import Serve
 from tests.workspace.web import get
 
@@ -69,9 +69,8 @@ def sshd(tmp_path: Path, generated_bare: Path) -> Iterator[Sshd]:
     root = tmp_path / "git"
     copy_repository(generated_bare, (root / SECRET).with_suffix(".git"))
     (root / SECRET).symlink_to("secret.git")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    holder = hold_port()
+    port = port_of(holder)
     config = place / "config"
     config.write_text(
         f'Port {port}\nListenAddress 127.0.0.1\nHostKey "{host_key}"\nAuthorizedKeysFile "{place}/authorized"\n'
@@ -91,6 +90,7 @@ def sshd(tmp_path: Path, generated_bare: Path) -> Iterator[Sshd]:
         yield Sshd(root, port, key, pin(place / "known hosts", port, host_key))
     finally:
         kill_group(process)
+        holder.close()
         log.close()
 
 

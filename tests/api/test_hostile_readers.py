@@ -247,7 +247,8 @@ def test_a_revoked_token_ends_its_streams(node: Node) -> None:
         began = time.monotonic()
         while mine.piece():
             pass
-        assert time.monotonic() - began < 5
+        # Without it they go on for as long as the node runs.
+        assert time.monotonic() - began < 20
         node.serve.cli("refresh", REPO)
         assert other.piece()
     assert node.get("/v1/pulse", token=2).status_code == 401

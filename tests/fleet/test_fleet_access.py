@@ -173,7 +173,7 @@ def test_what_the_server_does_not_permit_is_named(tmp_path: Path, caplog: pytest
     async def work() -> None:
         link = a_link(cluster, credentials_file=secret(tmp_path / "credential", "a:b"))
         async with running(link):
-            await until(lambda: "mend the user's permissions" in str(link.trouble), 20)
+            await until(lambda: "mend the user's permissions" in str(link.trouble))
             assert "$js.api.stream.info.gitmirror-default-turns" in str(link.trouble)
 
     try:

@@ -219,7 +219,7 @@ def in_fleet(
         link = FleetLink(FleetConfig(servers=tuple(cluster.urls), name=bench.scratch.parent.name[:32], node="b"))
         running = asyncio.create_task(link.run())
         try:
-            await asyncio.wait_for(link.wait_up(), 20)
+            await asyncio.wait_for(link.wait_up(), 60)
             return await work(link, link.context)
         finally:
             running.cancel()

@@ -34,7 +34,7 @@ def test_the_servers_say_what_time_it_is(module_nats: NatsCluster) -> None:
             nodes = Nodes(link, lambda: Described(None, 0, 0, 0, None, {}, 0))
             clock, running = FleetClock(link, nodes), asyncio.create_task(nodes.run())
             assert clock.now() is None
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while (now := clock.now()) is None:
                     await asyncio.sleep(0.01)
             assert abs(now - time.time()) < 5

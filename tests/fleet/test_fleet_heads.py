@@ -62,7 +62,7 @@ def test_what_grew_while_it_waits_goes_out_at_the_next_look_and_at_a_stop(book: 
             loop = asyncio.create_task(publisher.run())
 
             async def wait_for(number: int) -> None:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while (last := await last_head(link, "a")) is None or last.head.id != number:
                         await asyncio.sleep(0.01)
 

@@ -23,7 +23,7 @@ async def together(nats: NatsCluster, fleet: str, *nodes: str, work: Callable[..
     links = [FleetLink(FleetConfig(servers=tuple(nats.urls), name=fleet, node=node)) for node in nodes]
     running = [asyncio.create_task(link.run()) for link in links]
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             for link in links:
                 await link.wait_up()
         await work(*(Leases(link) for link in links))
@@ -107,7 +107,8 @@ def test_servers_that_do_not_answer_are_left_alone_for_a_while(
         for _ in range(100):
             with pytest.raises(FleetAway):
                 await a.take(REPO)
-        assert asyncio.get_running_loop().time() - began < 0.2
+        # It would be 20 s if each of them had waited.
+        assert asyncio.get_running_loop().time() - began < 4
         nats.servers[0].thaw()
 
     asyncio.run(together(nats, "frozen", "a", work=work))

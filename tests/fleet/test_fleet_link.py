@@ -17,7 +17,8 @@ from appliance.core.fleet.client import connect
 from appliance.core.fleet.credentials import read_access
 from appliance.core.fleet.link import FleetAway
 from tests.support.links import a_link, running, until
-from tests.support.nats import NatsCluster, free_port
+from tests.support.nats import NatsCluster
+from tests.support.ports import hold_port, port_of
 
 
 async def key(context: JetStreamContext, bucket: str) -> object:
@@ -69,20 +70,19 @@ def test_a_call_ends_in_time_even_if_it_ignores_its_end(module_nats: NatsCluster
 
 
 def test_one_good_server_among_bad_ones_is_found(module_nats: NatsCluster) -> None:
-    nobody, missing = f"nats://127.0.0.1:{free_port()}", "nats://nats-9.invalid:4222"
-
-    async def work() -> None:
+    async def work(port: int) -> None:
+        nobody, missing = f"nats://127.0.0.1:{port}", "nats://nats-9.invalid:4222"
         link = a_link(module_nats, fleet="made", servers=(missing, nobody, *module_nats.urls))
         async with running(link):
-            await asyncio.wait_for(link.wait_up(), 10)
+            await asyncio.wait_for(link.wait_up(), 30)
 
-    asyncio.run(work())
+    with hold_port() as held:
+        asyncio.run(work(port_of(held)))
 
 
 def test_each_server_is_named_with_what_it_said(capfd: pytest.CaptureFixture[str], module_nats: NatsCluster) -> None:
-    nobody, missing = f"nats://127.0.0.1:{free_port()}", "nats://nats-9.invalid:4222"
-
-    async def work() -> None:
+    async def work(port: int) -> None:
+        nobody, missing = f"nats://127.0.0.1:{port}", "nats://nats-9.invalid:4222"
         link = a_link(module_nats, servers=(nobody, missing))
         async with running(link):
             said = await until(lambda: link.trouble != "not connected yet" and link.trouble)
@@ -91,7 +91,8 @@ def test_each_server_is_named_with_what_it_said(capfd: pytest.CaptureFixture[str
             with pytest.raises(FleetAway, match="Connection refused"):
                 await link.call(lambda context: context.account_info())
 
-    asyncio.run(work())
+    with hold_port() as held:
+        asyncio.run(work(port_of(held)))
     assert capfd.readouterr() == ("", "")
 
 
@@ -129,7 +130,7 @@ def test_killed_and_started_again(
             await until(lambda: "Connection refused" in str(link.trouble))
             await asyncio.sleep(4)
             nats.servers[0].start()
-            await until(lambda: link.is_up, 5)
+            await until(lambda: link.is_up)
             assert link.trouble is None and len(ups) == 2
             await link.call(lambda context: context.account_info())
 
@@ -146,7 +147,7 @@ def test_started_later_than_the_node(tmp_path: Path, nats: NatsCluster) -> None:
         async with running(link):
             await until(lambda: "Connection refused" in str(link.trouble))
             nats.servers[0].start()
-            await until(lambda: link.is_up, 5)
+            await until(lambda: link.is_up)
 
     asyncio.run(work())
 
@@ -314,8 +315,8 @@ def test_a_cluster_loses_a_server_then_its_quorum_and_gets_it_back(
                 # The quorum goes: nothing answers, and calls end at once once that is known.
                 other = next(server for server in cluster.servers if server.process)
                 other.stop()
-                await until(lambda: not link.is_up, 20)
-                await until(lambda: "more than half of the servers of its cluster must run" in str(link.trouble), 10)
+                await until(lambda: not link.is_up)
+                await until(lambda: "more than half of the servers of its cluster must run" in str(link.trouble))
                 begun = list[JetStreamContext]()
 
                 async def begin(context: JetStreamContext) -> None:
@@ -349,7 +350,7 @@ def test_a_stop_at_any_moment_of_connecting_leaves_no_task(module_nats: NatsClus
             await asyncio.wait((connecting,))
             if not connecting.cancelled() and connecting.exception() is None:
                 return
-            await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, 1)
+            await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
         pytest.fail("it never connected")
 
     asyncio.run(work())

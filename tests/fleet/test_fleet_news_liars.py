@@ -120,7 +120,7 @@ def refreshed(alone: NewsFleet, timeout: float = 15) -> None:
     commit = alone.push()
     alone["a"].cli("refresh", WIDGETS, timeout=timeout)
     assert git("rev-parse", "main", cwd=alone["a"].mirror(WIDGETS)) == commit
-    alone.wait_equal(timeout=1)
+    alone.wait_equal()
 
 
 def digest_at(path: Path) -> str:

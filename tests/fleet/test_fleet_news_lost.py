@@ -18,6 +18,8 @@ from tests.support.nats import NatsCluster
 pytestmark = pytest.mark.slow
 
 INTERVAL = 2.0
+SOON = 20.0
+"""Seconds: a few intervals, on a machine that is busy with other tests. What is stuck takes a minute or more."""
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_another_takes_over_from_a_holder_that_is_lost(lively: NewsFleet, number
     assert lively.holder() in others
     if number == signal.SIGSTOP:
         lively[lost].signal(signal.SIGCONT)
-        lively[lost].wait_for_ref(WIDGETS, "refs/heads/main", commit, timeout=3 * INTERVAL)
+        lively[lost].wait_for_ref(WIDGETS, "refs/heads/main", commit, timeout=SOON)
 
 
 def test_a_webhook_while_the_holder_is_frozen(lively: NewsFleet) -> None:
@@ -67,7 +69,7 @@ def test_a_webhook_while_the_holder_is_frozen(lively: NewsFleet) -> None:
     commit = lively.push()
     lively.webhook(other)
     for name in lively.others(lost):
-        lively[name].wait_for_ref(WIDGETS, "refs/heads/main", commit, timeout=3)
+        lively[name].wait_for_ref(WIDGETS, "refs/heads/main", commit, timeout=SOON)
     lively[lost].signal(signal.SIGCONT)
 
 
@@ -88,7 +90,7 @@ def test_without_nats_each_node_asks_for_itself(lively: NewsFleet, how: str) -> 
         server.thaw()
     lively.fleet.nats.wait()
     lively.push()
-    lively.wait_equal(timeout=4 * INTERVAL)
+    lively.wait_equal(timeout=SOON)
     lively.upstream.forget()
 
     def is_one() -> bool:
@@ -103,6 +105,6 @@ def test_a_restarted_node_is_behind_nobody(lively: NewsFleet) -> None:
     lost = lively.holder()
     lively[lost].terminate()
     lively.push()
-    lively.wait_equal(timeout=3 * INTERVAL)
+    lively.wait_equal(timeout=SOON)
     lively[lost].start()
-    lively.wait_equal(timeout=3 * INTERVAL)
+    lively.wait_equal(timeout=SOON)

@@ -54,7 +54,7 @@ class UpLink(FleetLink):
 async def ends_soon(task: asyncio.Task[Any]) -> None:
     """Cancels a task once, as a task group does, and waits for it."""
     task.cancel()
-    done, _ = await asyncio.wait((task,), timeout=3)
+    done, _ = await asyncio.wait((task,), timeout=30)
     assert done, "it goes on"
 
 

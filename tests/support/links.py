@@ -28,11 +28,11 @@ async def running(*parts: FleetLink | Nodes) -> AsyncIterator[None]:
     finally:
         for task in tasks:
             task.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until(holds: Callable[[], Any], seconds: float = 10.0) -> Any:
+async def until(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
     """Waits until a callable returns something true, and returns it."""
     async with asyncio.timeout(seconds):
         while not (found := holds()):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ import nats
 from nats.js import JetStreamContext
 
 from tests.support.gitutil import wait_until
+from tests.support.ports import hold_port, port_of
 
 Result = TypeVar("Result")
 
@@ -36,7 +38,6 @@ class NatsServer:
         directory: Path,
         name: str = "n0",
         *,
-        port: int | None = None,
         cluster_port: int | None = None,
         routes: Sequence[int] = (),
         extra: str = "",
@@ -46,7 +47,10 @@ class NatsServer:
         self.directory = directory / name
         self.name = name
         self.host = host
-        self.port = free_port() if port is None else port
+        # Its port for as long as this lives, also while the server is stopped.
+        holder = hold_port(host)
+        weakref.finalize(self, holder.close)
+        self.port = port_of(holder)
         self.process: subprocess.Popen[bytes] | None = None
         self.directory.mkdir(parents=True)
         cluster = (
@@ -120,7 +124,10 @@ class NatsCluster:
     def __init__(
         self, directory: Path, size: int = 1, *, extra: str = "", store: str | None = "", host: str = "127.0.0.1"
     ) -> None:
-        ports = [free_port() for _ in range(size)] if size > 1 else [None]
+        holders = [hold_port(host) for _ in range(size)] if size > 1 else []
+        for holder in holders:
+            weakref.finalize(self, holder.close)
+        ports = [port_of(holder) for holder in holders] or [None]
         self.servers = [
             NatsServer(
                 directory,
@@ -181,10 +188,3 @@ class NatsCluster:
 
 async def _quiet(error: Exception) -> None:
     """Takes the errors that nats-py would print."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

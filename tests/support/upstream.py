@@ -13,6 +13,7 @@ from types import TracebackType
 from tests.support.cgi_server import CgiServer
 from tests.support.generate import copy_repository, create_repository
 from tests.support.gitutil import clean_env, kill_group, wait_until
+from tests.support.ports import hold_port, port_of
 from tests.support.traffic import Request, Switches, Traffic
 
 __all__ = ["GitDaemonUpstream", "HttpUpstream", "Request", "Switches"]
@@ -55,10 +56,9 @@ class HttpUpstream(_Upstream):
     def __init__(self, root: Path, *, push: bool = True) -> None:
         super().__init__(root)
         self._traffic = Traffic(root, push)
-        # Bound for as long as this lives, so that the kernel gives the port to nobody else. Another socket can listen
-        # beside it, because both have SO_REUSEADDR and only one of them listens.
-        self._holder = _bind(0)
-        self.port: int = self._holder.getsockname()[1]
+        # Its port for as long as this lives, also while it refuses.
+        self._holder = hold_port()
+        self.port = port_of(self._holder)
         self._server: CgiServer | None = None
         self._acceptor = threading.Thread()
         self.restore()
@@ -100,7 +100,7 @@ class HttpUpstream(_Upstream):
         """Listen again, on the same port."""
         if self._server is not None:
             return
-        listening = _bind(self.port)
+        listening = hold_port(port=self.port)
         listening.listen(256)
         self._server = CgiServer(listening, self._traffic)
         self._acceptor = threading.Thread(target=self._server.accept_all, daemon=True)
@@ -140,8 +140,8 @@ class GitDaemonUpstream(_Upstream):
     def __init__(self, root: Path, *, push: bool = False, host: str = "127.0.0.1") -> None:
         super().__init__(root)
         self._host = host
-        self._holder = _bind(0, host)  # Holds the port, as that of HttpUpstream does.
-        self.port: int = self._holder.getsockname()[1]
+        self._holder = hold_port(host)  # As that of HttpUpstream.
+        self.port = port_of(self._holder)
         self._push = push
         self._log = root / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -216,11 +216,3 @@ class GitDaemonUpstream(_Upstream):
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None, "the daemon is stopped"
         os.killpg(self._process.pid, number)
-
-
-def _bind(port: int, host: str = "127.0.0.1") -> socket.socket:
-    """Return a socket that is bound to `port` of `host` (0: a free one) and does not listen yet."""
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((host, port))
-    return bound

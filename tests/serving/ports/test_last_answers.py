@@ -166,7 +166,8 @@ def test_a_connection_that_asks_no_more_is_not_kept_for_long(node: Node) -> None
         assert guest.ask("GET", "/healthz").status == 200
         start = time.monotonic()
         assert guest.rest() == b""
-        assert 2 < time.monotonic() - start < 8
+        # Three seconds; one that may still ask is kept for a minute.
+        assert 2 < time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("ask", [lambda url: url, lambda url: url.upper().replace("/HEALTHZ", "/healthz")])
