@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from appliance.core.config.settings import Config
 from appliance.core.errors import Conflict, NotFound
 from appliance.core.fleet import nodes as nodes_module
 from appliance.core.fleet.addresses import is_local, own_url
+from appliance.core.fleet.link import FleetAway
 from appliance.core.fleet.nodes import ALIVE, Described, Nodes
 from tests.support.links import a_link, running, until
 from tests.support.nats import NatsCluster
@@ -40,6 +42,34 @@ def test_nodes_hear_each_other_within_moments(module_nats: NatsCluster) -> None:
             assert entry is not None and (entry.repos, entry.sessions, entry.behind, entry.lag) == (3, 2, 1, 4.5)
             assert one.is_alive("b") and one.seen("b") < 10 and not one.is_alive("c")
             assert one.twin is None and other.twin is None
+
+    asyncio.run(meet())
+
+
+def test_an_entry_that_was_not_stored_is_written_again_soon(
+    module_nats: NatsCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket of a new fleet may have no leader yet. Whoever is not known is not fetched from."""
+    monkeypatch.setattr(nodes_module, "SAY_EVERY", 600.0)
+
+    async def meet() -> None:
+        one, other = a_node(module_nats, "one", "unstored"), a_node(module_nats, "other", "unstored")
+        call, failed = one._link.call, list[int]()
+
+        async def fail_once(*args: Any, **options: Any) -> Any:
+            if not failed and asyncio.current_task() is speaking():
+                failed.append(1)
+                raise FleetAway("no response from stream")
+            return await call(*args, **options)
+
+        def speaking() -> asyncio.Task[Any] | None:
+            return next((task for task in asyncio.all_tasks() if task.get_name() == "this node's entry"), None)
+
+        monkeypatch.setattr(one._link, "call", fail_once)
+        async with at_work(one):
+            await until(lambda: failed)
+            async with at_work(other):
+                await until(lambda: other.url_of("one"))
 
     asyncio.run(meet())
 

@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Ite
         upstream.add(REPO, generated_bare)
         for serve in fleet.start().nodes.values():
             serve.keep_ports()
-        fleet.wait_all(lambda serve: fleet_of(serve)["connected"], "the fleet is there", timeout=60)
+        fleet.wait_all(lambda serve: len(fleet_of(serve)["nodes"]) == 3, "all know each other", timeout=60)
         fleet[SYNC].cli("add-repo", upstream.url(REPO))
         made = Whole(fleet, upstream, place)
         made.all_warm(REPO)

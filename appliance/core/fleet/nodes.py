@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 SAY_EVERY = 5.0
 """Seconds between two entries of a node, as long as the fleet is small."""
+RETRY_EVERY = 0.5
+"""Seconds until an entry that was not stored is written again, as when a bucket that was just made has no leader yet.
+Without the entry the others know no address of this node, and ask upstreams in its place."""
 MANY_NODES = 30
 """Above so many nodes each says half as often that it is there, because each hears all of them."""
 ALIVE = 30.0
@@ -181,7 +184,9 @@ class Nodes:
                 await self.say()
             except FleetAway as error:
                 log.debug("this node's entry was not stored: %s", error.message)
-            await asyncio.sleep(SAY_EVERY if len(self._known) <= MANY_NODES else 2 * SAY_EVERY)
+                await asyncio.sleep(RETRY_EVERY)
+            else:
+                await asyncio.sleep(SAY_EVERY if len(self._known) <= MANY_NODES else 2 * SAY_EVERY)
 
     async def say(self) -> None:
         """Writes this node's entry now. Raises FleetAway."""
