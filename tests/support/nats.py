@@ -127,7 +127,7 @@ class NatsCluster:
         holders = [hold_port(host) for _ in range(size)] if size > 1 else []
         for holder in holders:
             weakref.finalize(self, holder.close)
-        ports = [port_of(holder) for holder in holders] or [None]
+        ports = [port_of(holder) for holder in holders] if holders else [None]
         self.servers = [
             NatsServer(
                 directory,
