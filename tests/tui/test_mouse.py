@@ -24,6 +24,8 @@ def scene(make_once: Callable[[str, Callable[[Path], object]], Path]) -> Scene:
 
 async def click(seen: Seen, words: str, line: int | None = None) -> None:
     """On the middle of the words, in that line of the screen or in the first that has them."""
+    # What is still being laid out may move away under the pointer.
+    await seen.settled()
     lines = seen.text.splitlines()
     y = next(n for n, text in enumerate(lines) if words in text) if line is None else line % len(lines)
     await seen.pilot.click(offset=(lines[y].index(words) + len(words) // 2, y))
