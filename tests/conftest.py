@@ -52,10 +52,18 @@ class ServeFactory(Protocol):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that may take long come first, so that no worker has one left when the others are done.
 
-    Then those of the fleet: they wait more than they work, so they run beside others and not beside each other.
+    The files of the fleet are spread among the others: its tests wait more than they work, so beside each other they
+    would leave the processors idle.
     """
     fleet = ROOT / "tests" / "fleet"
-    items.sort(key=lambda item: (item.get_closest_marker("timeout") is None, fleet not in item.path.parents))
+    groups: dict[bool, list[pytest.Item]] = {True: [], False: []}
+    for item in items:
+        groups[fleet in item.path.parents].append(item)
+    place: dict[Path, float] = {}
+    for group in groups.values():
+        for number, item in enumerate(group):
+            place.setdefault(item.path, number / len(group))
+    items.sort(key=lambda item: (item.get_closest_marker("timeout") is None, place[item.path]))
 
 
 def pytest_collection_finish() -> None:
