@@ -84,11 +84,15 @@ class Seen:
         """Waits until nothing is being read, and nothing on screen changes."""
         before = ""
         deadline = time.monotonic() + 60
-        while self.app.context.loader.busy or self._is_waiting() or self.text != before:
+        while self.app.context.loader.busy or self._is_waiting() or self.text != before or not self._is_drawn():
             assert time.monotonic() < deadline, f"it never settles\n{self.text}"
             before = self.text
             await asyncio.sleep(0.05)
             await self.pilot.pause()
+
+    def _is_drawn(self) -> bool:
+        """Whether anything is on screen, or it is too small: right after a switch to another there is nothing."""
+        return self.app.size.width == 1 or bool(self.text)
 
     def _is_waiting(self) -> bool:
         return isinstance(self.app.screen, View) and self.app.screen.is_waiting
