@@ -36,6 +36,10 @@ case "$0" in
 esac
 stop() {{
     [ "$moment" = "$name $1" ] && mkdir {place}/claimed 2>/dev/null || return
+    # Since this one read the moment, the trap may have been opened, and nobody would let it go.
+    now=
+    {{ read -r now <{place}/moment; }} 2>/dev/null
+    [ "$now" = "$moment" ] || {{ rmdir {place}/claimed; return; }}
     echo $$ >{place}/stopped
     while [ -e {place}/claimed ]; do /bin/sleep 0.02; done
 }}
