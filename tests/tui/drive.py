@@ -81,18 +81,20 @@ class Seen:
         await self.until(lambda: words in self.said, f"it says {words}", timeout)
 
     async def settled(self) -> None:
-        """Waits until nothing is being read, and nothing on screen changes."""
+        """Waits until nothing is being read, and nothing on screen changes.
+
+        Right after a switch to another screen, nothing is drawn yet. Only the smallest one stays so.
+        """
         before = ""
         deadline = time.monotonic() + 60
-        while self.app.context.loader.busy or self._is_waiting() or self.text != before or not self._is_drawn():
+        while self.app.context.loader.busy or self._is_waiting() or self.text != before or self._is_blank(before):
             assert time.monotonic() < deadline, f"it never settles\n{self.text}"
             before = self.text
             await asyncio.sleep(0.05)
             await self.pilot.pause()
 
-    def _is_drawn(self) -> bool:
-        """Whether anything is on screen, or it is too small: right after a switch to another there is nothing."""
-        return self.app.size.width == 1 or bool(self.text)
+    def _is_blank(self, text: str) -> bool:
+        return not text and self.app.size.width > 1
 
     def _is_waiting(self) -> bool:
         return isinstance(self.app.screen, View) and self.app.screen.is_waiting

@@ -166,7 +166,7 @@ def test_a_connection_that_asks_no_more_is_not_kept_for_long(node: Node) -> None
         assert guest.ask("GET", "/healthz").status == 200
         start = time.monotonic()
         assert guest.rest() == b""
-        # Three seconds; one that may still ask is kept for a minute.
+        # Without that it would be kept for idle_timeout, five minutes.
         assert 2 < time.monotonic() - start < 20
 
 
