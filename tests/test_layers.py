@@ -354,4 +354,4 @@ def test_the_hook_imports_the_standard_library_and_the_policy() -> None:
     argv = [sys.executable, "-IS", "-c", program, str(HOOK)]
     loaded = set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
     assert not loaded & {"typing", "re", "pathlib", "json", "subprocess"}, "each import costs every push"
-    assert {each.partition(".")[0] for each in mentioned(POLICY)} - {"__future__"} == {"re"}
+    assert not {each.partition(".")[0] for each in mentioned(POLICY)} - {"__future__"}

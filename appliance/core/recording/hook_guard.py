@@ -22,6 +22,7 @@ from pathlib import Path
 from appliance.core.errors import GitmirrorError
 from appliance.core.git.command import Git
 from appliance.core.git.reflog import read_moves, was_moved
+from appliance.core.git.revisions import empty_tree_like
 from appliance.core.layout import Layout
 from appliance.core.process.atomic_file import write_atomically
 from appliance.core.process.disk import room_of
@@ -167,9 +168,8 @@ class HookGuard:
     async def _scratch_commit(self, scratch: Path) -> str:
         scratch.mkdir(parents=True)
         await self._git.run("init", "--quiet", "--bare", "--template=", ".", cwd=scratch, deadline=_PROOF_DEADLINE)
-        tree = await self._git.run("mktree", "--missing", cwd=scratch, deadline=_PROOF_DEADLINE)
         identity = "gitmirror <gitmirror@localhost> 1000000000 +0000"
-        commit = f"tree {tree.stdout.decode().strip()}\nauthor {identity}\ncommitter {identity}\n\nproof\n"
+        commit = f"tree {empty_tree_like('0' * 40)}\nauthor {identity}\ncommitter {identity}\n\nproof\n"
         written = await self._git.run(
             "hash-object",
             "-t",
