@@ -18,6 +18,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command -v git >/dev/null || fail "git is missing; the tests run real git"
 
 make_test_venv
+# The scripts that are tested find a Python by themselves.
+unset PYTHON
 
 step() {
     echo "== $1" >&2

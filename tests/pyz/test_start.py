@@ -159,9 +159,13 @@ def test_runs_as_a_program(fresh: Packed, tmp_path: Path) -> None:
 @pytest.mark.parametrize("minor", [11, 12, 13, 14])
 def test_other_interpreters(packed: Packed, minor: int) -> None:
     """The same file, and the same unpacked packages, on every version there is here."""
-    # On PATH, or beside ours when every version has a directory of its own.
-    beside = sorted(Path(sys.executable).resolve().parents[2].glob(f"3.{minor}.*/bin/python3"))
-    python = next(filter(runs, [f"python3.{minor}", *map(str, beside)]), None)
+    # On PATH, or beside ours or the `python3` of PATH, when every version has a directory of its own.
+    beside = [
+        str(path)
+        for known in filter(None, (sys.executable, executable("python3")))
+        for path in sorted(Path(known).resolve().parents[2].glob(f"3.{minor}.*/bin/python3"))
+    ]
+    python = next(filter(executable, [f"python3.{minor}", *beside]), None)
     if python is None:
         pytest.skip(f"no Python 3.{minor} here")
     for arguments in (["--version"], ["--licenses"], ["--help"]):
@@ -169,12 +173,13 @@ def test_other_interpreters(packed: Packed, minor: int) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def runs(python: str) -> bool:
-    """Whether there is such an interpreter; one on PATH may be a shim of a version that is not chosen."""
+def executable(python: str) -> str | None:
+    """The path of an interpreter that runs; a name on PATH may be a shim of a version that is not chosen."""
     try:
-        return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+        done = subprocess.run([python, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True)
     except FileNotFoundError:
-        return False
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def test_an_older_interpreter_can_read_the_launcher() -> None:
