@@ -14,11 +14,8 @@ def processes_of(path: Path) -> list[int]:
     A child of the appliance has a session of its own and may be orphaned, so neither group nor parent would find it.
     """
     here = re.compile(re.escape(os.fsencode(path)) + rb"(?![\w.-])")
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and _mentions(entry, here):
-            found.append(int(entry.name))
-    return found
+    own = os.getpid()
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own and _mentions(name, here)]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -30,16 +27,18 @@ def cpu_seconds(pid: int) -> float:
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
-def _mentions(process: Path, pattern: re.Pattern[bytes]) -> bool:
-    for name in ("cmdline", "environ"):
-        with contextlib.suppress(OSError):
-            if pattern.search((process / name).read_bytes()):
+def _mentions(pid: str, pattern: re.Pattern[bytes]) -> bool:
+    # There may be thousands of open files, so there is no `Path` for each.
+    process = b"/proc/" + pid.encode()
+    for name in (b"/cmdline", b"/environ"):
+        with contextlib.suppress(OSError), open(process + name, "rb", buffering=0) as file:
+            if pattern.search(file.read()):
                 return True
-    links = [process / "cwd"]
+    links = [process + b"/cwd"]
     with contextlib.suppress(OSError):
-        links += (process / "fd").iterdir()
+        links += [process + b"/fd/" + number for number in os.listdir(process + b"/fd")]
     for link in links:
         with contextlib.suppress(OSError):
-            if pattern.search(os.fsencode(link.readlink())):
+            if pattern.search(os.readlink(link)):
                 return True
     return False
