@@ -30,13 +30,14 @@ def main() -> None:
     try:
         cli(prog_name="gitmirror.pyz")
     except ImportError:
-        if os.access(os.__file__, os.R_OK):
-            raise
         # It was run as root and has become the owner of the state directory, who can import nothing.
+        unreadable = [path for path in (os.__file__, __file__) if not os.access(path, os.R_OK)]
+        if not unreadable:
+            raise
+        what = f"this Python ({sys.executable})" if os.__file__ in unreadable else os.path.dirname(__file__)
         sys.stderr.write(
-            f"error: the state directory belongs to user {os.geteuid()}, "
-            f"who may not read this Python ({sys.executable})\n"
-            "hint: run the command with one that everybody may read, such as /usr/bin/python3\n"
+            f"error: the state directory belongs to user {os.geteuid()}, who may not read {what}\n"
+            "hint: run the command with a Python, and from a place, that everybody may read\n"
         )
         sys.exit(1)
 
