@@ -162,6 +162,8 @@ class Bringing:
             async with asyncio.timeout(WITHIN), self._slots:
                 mirror = await self._cloned(repo)
                 async with self._mirrors.locks.shared(repo.name, preempt=True):
+                    # Another guest's may have landed between the look at the refs and this.
+                    was_here = await asyncio.to_thread(is_here, mirror.path, turn.id)
                     await self._objects(repo, mirror, _row(turn), DEEPEST)
                     await set_turn_ref(mirror, self._away, turn)
                     await point_session(mirror, self._sessions, self._away, turn)
@@ -170,8 +172,9 @@ class Bringing:
         except (GitmirrorError, OSError) as error:
             why = error.message if isinstance(error, GitmirrorError) else f"{error.strerror} ({error.filename})"
             raise self._cannot(turn, why) from error
-        log.info("%s: brought a turn of %s from node %s", repo.name, turn.session, turn.node)
-        self.brought += 1
+        if not was_here:
+            log.info("%s: brought a turn of %s from node %s", repo.name, turn.session, turn.node)
+            self.brought += 1
         self._publish(TurnsBrought(repo=repo, session=turn.session))
 
     @staticmethod
