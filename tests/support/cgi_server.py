@@ -52,6 +52,7 @@ class CgiServer(ThreadingHTTPServer):
             except OSError as error:
                 if error.errno == errno.EINVAL:
                     return
+                print(f"the upstream accepts nothing: {error!r}", file=sys.stderr)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection in a thread. It is registered before it starts, so that stopping finds every thread."""
@@ -85,6 +86,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer a POST: `git-upload-pack` or `git-receive-pack`."""
         self._answer()
+
+    def handle(self) -> None:
+        """Serve a connection, and name one that ended before it asked for anything."""
+        self.requestline = ""
+        super().handle()
+        if not self.requestline:
+            print(f"the upstream was asked nothing by {self.client_address}", file=sys.stderr)
+
+    def log_error(self, format: str, *args: object) -> None:
+        """Name what ends a connection without an exception: a timeout, or a request that is none."""
+        print(f"the upstream ends {self.client_address}: {format % args}", file=sys.stderr)
 
     def log_message(self, format: str, *args: object) -> None:
         """Log nothing, because the request log is `Traffic.requests`."""
