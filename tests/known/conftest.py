@@ -37,10 +37,15 @@ class Forwarder:
         self._connect = connect
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.address: tuple[str, int] = self._listening.getsockname()[:2]
-        threading.Thread(target=self._run, daemon=True).start()
+        self._acceptor = threading.Thread(target=self._run, daemon=True)
+        self._acceptor.start()
 
     def close(self) -> None:
         """Takes no more connections."""
+        # A thread that waits in accept would go on at whatever gets the number of a socket that was only closed.
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join(60)
         self._listening.close()
 
     def _run(self) -> None:
