@@ -74,6 +74,28 @@ def test_an_entry_that_was_not_stored_is_written_again_soon(
     asyncio.run(meet())
 
 
+def test_a_node_that_just_connected_waits_for_the_entries_of_the_others(
+    module_nats: NatsCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hear what one found upstream before its entry, and would ask the upstream, too. It does not wait twice."""
+
+    async def meet() -> None:
+        one, other = a_node(module_nats, "one", "first"), a_node(module_nats, "other", "first")
+        async with at_work(one):
+            await until(lambda: one.names() == ["one"])
+            async with at_work(other):
+                await other._link.wait_up()
+                assert other.url_of("one") is None
+                assert await other.wait_url_of("one") == "git://127.0.0.1:9418"
+                monkeypatch.setattr(nodes_module, "UNKNOWN_FOR", 0.2)
+                assert await other.wait_url_of("nobody") is None
+                began = asyncio.get_running_loop().time()
+                assert await other.wait_url_of("nobody") is None
+                assert asyncio.get_running_loop().time() - began < 0.05
+
+    asyncio.run(meet())
+
+
 def test_an_address_of_loopback_counts_on_the_same_machine_only(module_nats: NatsCluster) -> None:
     async def meet() -> None:
         here = a_node(module_nats, "here", "loop")

@@ -83,7 +83,7 @@ def compose_fleet_parts(state: ServeState, stores: Stores, mirrors: Mirrors) -> 
         lambda: own_url(state.config, state.listening),
     )  # fmt: skip
     nodes = Nodes(link, counts.read)
-    news = FleetNews(link, mirrors, Sharing(state.readers, state.interval), nodes.url_of, state.refresh_timeout)
+    news = FleetNews(link, mirrors, Sharing(state.readers, state.interval), nodes.wait_url_of, state.refresh_timeout)
     sender = FleetSender(link, OutgoingStore(stores.database), stores.fleet, mirrors, state.may_replicate)
     return FleetParts(link, waiting, nodes, FleetReport(link, nodes, waiting), news, sender, FleetClock(link, nodes))
 

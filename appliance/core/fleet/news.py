@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from appliance.core.config.credentials import TOKEN
@@ -93,7 +93,7 @@ class Sharing:
 class SharedLooks:
     """The source of refreshes in a fleet: this node's look at the upstream, or another's.
 
-    `url_of` gives the port of a node, and `patience` the seconds that one may take to look.
+    `wait_url_of` gives the port of a node, and `patience` the seconds that one may take to look.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class SharedLooks:
         leases: Leases,
         board: NewsBoard,
         sharing: Sharing,
-        url_of: Callable[[str], str | None],
+        wait_url_of: Callable[[str], Awaitable[str | None]],
         upstream: Source,
         neighbours: Neighbours,
         patience: Callable[[], float],
@@ -111,7 +111,7 @@ class SharedLooks:
         self._leases = leases
         self._board = board
         self._sharing = sharing
-        self._url_of = url_of
+        self._wait_url_of = wait_url_of
         self._upstream = upstream
         self._neighbours = neighbours
         self._patience = patience
@@ -239,8 +239,9 @@ class SharedLooks:
         repo, news = run.repo, heard.news
         if (facts := await self._verified(run, heard)) is not None:
             return facts
-        url = self._url_of(news.node)
-        if news.digest is None or not self._trusts(repo, news) or url is None:
+        if news.digest is None or not self._trusts(repo, news):
+            return await self._look(run)
+        if (url := await self._wait_url_of(news.node)) is None:
             return await self._look(run)
         try:
             facts = await self._neighbours.copy(run, url, news.digest)

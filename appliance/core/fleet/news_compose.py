@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from appliance.core.fleet.leases import Leases
 from appliance.core.fleet.link import FleetLink
@@ -19,7 +19,7 @@ from appliance.core.refresh.sources import Source
 class FleetNews:
     """What both parts need: the source of refreshes, which the scheduler is built with, and the desk, which needs it.
 
-    `url_of` gives the port of a node, and `timeout` the deadline of one refresh in seconds.
+    `wait_url_of` gives the port of a node, and `timeout` the deadline of one refresh in seconds.
     """
 
     def __init__(
@@ -27,13 +27,13 @@ class FleetNews:
         link: FleetLink,
         mirrors: Mirrors,
         sharing: Sharing,
-        url_of: Callable[[str], str | None],
+        wait_url_of: Callable[[str], Awaitable[str | None]],
         timeout: Callable[[], float],
     ) -> None:
         self._link = link
         self._mirrors = mirrors
         self._sharing = sharing
-        self._url_of = url_of
+        self._wait_url_of = wait_url_of
         self._timeout = timeout
         self._board = NewsBoard()
 
@@ -43,7 +43,7 @@ class FleetNews:
             return refresher
         neighbours = Neighbours(self._mirrors, refresher)
         return SharedLooks(
-            self._link, Leases(self._link), self._board, self._sharing, self._url_of, refresher, neighbours,
+            self._link, Leases(self._link), self._board, self._sharing, self._wait_url_of, refresher, neighbours,
             self._timeout,
         )  # fmt: skip
 

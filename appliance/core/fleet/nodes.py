@@ -38,6 +38,8 @@ SAY_EVERY = 5.0
 RETRY_EVERY = 0.5
 """Seconds until an entry that was not stored is written again, as when a bucket that was just made has no leader yet.
 Without the entry the others know no address of this node, and ask upstreams in its place."""
+UNKNOWN_FOR = 2.0
+"""Seconds after each connection for which a node may be waited for of which nothing was heard yet."""
 MANY_NODES = 30
 """Above so many nodes each says half as often that it is there, because each hears all of them."""
 ALIVE = 30.0
@@ -110,7 +112,7 @@ class Nodes:
         self._describe = describe
         self._clock = clock
         self._known: dict[str, _Known] = {}
-        self._heard_at = -math.inf
+        self._heard_at = self._up_at = -math.inf
         self._own_revision: int | None = None
         self._stored: tuple[float, float] | None = None
         self._twin: tuple[float, NodeEntry] | None = None
@@ -118,6 +120,7 @@ class Nodes:
         self.machine = boot_id() if machine is None else machine
         self.started_at = rfc3339(time.time())
         self.described = Described(None, 0, 0, 0, None, {}, 0)
+        link.on_up(self._note_up)
 
     # -- what is known -------------------------------------------------------------------------------------
 
@@ -154,6 +157,15 @@ class Nodes:
             return None
         return entry.url
 
+    async def wait_url_of(self, node: str) -> str | None:
+        """As `url_of`, of a node that is known to be there: what it says of an upstream may be heard before its entry.
+
+        Waits until UNKNOWN_FOR seconds after the connection was made, and only for a node of which nothing was heard.
+        """
+        while node not in self._known and self._clock() - self._up_at < UNKNOWN_FOR:
+            await asyncio.sleep(0.05)
+        return self.url_of(node)
+
     def server_time(self) -> float | None:
         """Unix seconds by the clock of the servers; None unless they stored this node's entry within DEAF seconds."""
         if self._stored is None or not self._link.is_up:
@@ -176,6 +188,9 @@ class Nodes:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._speak(), name="this node's entry")
             group.create_task(self._listen(), name="entries of the other nodes")
+
+    def _note_up(self) -> None:
+        self._up_at = self._clock()
 
     async def _speak(self) -> None:
         while True:
