@@ -239,7 +239,9 @@ def _hold_backups_true(serve: Serve, target: Path, logged: set[str], base: Path)
 
 def _left_over(state: Path) -> list[str]:
     """What killed processes left in a state directory on which nothing runs, but for the files of workspaces."""
-    temporary = re.compile(r"\.|tmp_|database-copy-|incoming-|.*\.(lock|new|removed|turns)$")
+    temporary = re.compile(
+        r"\.|tmp_|database-copy-|incoming-|(shallow|refs|packs)_\w{6}$|.*\.(lock|new|removed|turns)$"
+    )
     found = [path.relative_to(state) for path in state.rglob("*") if temporary.match(path.name)]
     known = {Path("run/owner.lock"), Path("run/children.lock")}
     return sorted(str(path) for path in found if path not in known and "tree" not in path.parts)

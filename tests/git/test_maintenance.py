@@ -100,6 +100,9 @@ def test_a_cluttered_mirror_becomes_small_and_stays_whole(
     mirror = lab.mirror().path
     before = refs(mirror)
     assert measure_clutter(mirror).needs_repack
+    for_dumb_http = [mirror / "info/refs", mirror / "objects/info/packs"]
+    for each in for_dumb_http:
+        each.unlink(missing_ok=True)
     worker = keeper(lab, repo)
     assert lab.run(worker.room.maintain(repo, whole=whole))
     after = measure_clutter(mirror)
@@ -110,6 +113,7 @@ def test_a_cluttered_mirror_becomes_small_and_stays_whole(
     assert (mirror / "objects/info/commit-graph").exists() or (mirror / "objects/info/commit-graphs").exists()
     assert worker.columns["size"] == lab.mirror().disk_size()
     assert ("maintained_at" in worker.columns) is whole
+    assert not any(each.exists() for each in for_dumb_http)
     assert lab.running == 0 and not list(mirror.glob("objects/pack/tmp_*"))
 
 

@@ -173,6 +173,7 @@ def test_leftovers_of_killed_git_are_removed_and_nothing_else(lab: Lab, widgets_
         "objects/pack/multi-pack-index.lock",
         "objects/info/commit-graph.lock",
         "objects/info/commit-graphs/commit-graph-chain.lock",
+        "objects/info/commit-graphs/tmp_graph_AbCdEf",
         "objects/pack/tmp_pack_AbCdEf",
         "objects/pack/tmp_idx_AbCdEf",
         "objects/pack/.tmp-1234-pack-x.pack",
@@ -180,6 +181,8 @@ def test_leftovers_of_killed_git_are_removed_and_nothing_else(lab: Lab, widgets_
         "objects/tmp_objdir-incoming-AbCdEf/pack/tmp_pack_x",
         "objects/incoming-AbCdEf/ab/x",
         "shallow_AbCdEf",
+        "info/refs_AbCdEf",
+        "objects/info/packs_AbCdEf",
     ]
     for name in left:
         (mirror / name).parent.mkdir(parents=True, exist_ok=True)

@@ -298,7 +298,11 @@ def _leftovers(repository: Path) -> list[Path]:
         # git writes this file beside the lock, and a leftover one prevents any ref from being packed or deleted.
         *repository.glob("packed-refs.new"),
         *repository.glob("objects/info/**/*.lock"),
+        *repository.glob("objects/info/commit-graphs/tmp_*"),
         *repository.glob("shallow_*"),
+        # What `git repack` writes for dumb HTTP, unless it is told not to.
+        *repository.glob("info/refs_*"),
+        *repository.glob("objects/info/packs_*"),
         # Temporary files of write_atomically.
         *repository.glob(".*.new"),
     ]

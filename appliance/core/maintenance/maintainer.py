@@ -171,7 +171,8 @@ class Maintainer:
             shape = ("--cruft", f"--cruft-expiration={CRUFT_EXPIRES}", "-d", "--write-bitmap-index")
         else:
             shape = ("--geometric=2", "-d", "--write-midx", "--write-bitmap-index")
-        await mirror.git.run("repack", "--quiet", *shape, cwd=mirror.path, deadline=REPACK_DEADLINE)
+        # -n: nobody reads the lists of refs and packs for dumb HTTP, which a kill can leave behind half written.
+        await mirror.git.run("repack", "--quiet", "-n", *shape, cwd=mirror.path, deadline=REPACK_DEADLINE)
         split = () if whole else ("--split",)
         await mirror.git.run(
             "commit-graph",
