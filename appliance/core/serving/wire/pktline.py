@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import unhexlify
 from collections.abc import Iterator
 
 FLUSH = b"0000"
@@ -56,10 +57,12 @@ class PacketSplitter:
 
 def packet_length(digits: bytes) -> int:
     """The length in four hex digits; 0, 1 and 2 are the special packets. Raises PacketError."""
-    # int() accepts "+1f_", and git does not.
-    if len(digits) != 4 or not all(digit in b"0123456789abcdefABCDEF" for digit in digits):
-        raise PacketError(f"{digits!r} is no packet length")
-    size = int(digits, 16)
+    try:
+        # int() accepts "+1f_", and git does not.
+        high, low = unhexlify(digits)
+    except ValueError:
+        raise PacketError(f"{digits!r} is no packet length") from None
+    size = high << 8 | low
     if size == 3:
         raise PacketError("a packet of length 3")
     return size
