@@ -20,9 +20,9 @@ from tests.support.watchdog import Watchdog
 
 WAIT = 60.0
 """Seconds that an answer may take: for hangs alone, since the machine may be busy."""
-LONGEST_STOP = 0.1
-"""Seconds of processor time between two beats of the loop. The watchdog notes stops of 50 ms, and there are none where
-this was written; twice that is for slower machines, since nothing can be tried again here as in `budget.timed`."""
+LONGEST_STOP = 0.15
+"""Seconds of processor time between two beats of the loop. The longest turn here takes 20 to 40 ms where this was
+written. On a busy machine single beats took 60 ms: what the kernel does for others meanwhile counts, too."""
 MOST_GROWTH = 96 * 1024
 """KiB that the memory of `serve` may grow, once what it keeps on purpose (memos, snapshots) is in place."""
 
