@@ -104,6 +104,23 @@ def test_a_killed_owner_is_no_owner(layout: Layout) -> None:
     claim(layout, SERVE).release()
 
 
+def test_a_child_of_a_killed_owner_that_is_yet_to_become_git_is_waited_for(layout: Layout) -> None:
+    """Until then it holds the lock, too, and a service manager may start the next `serve` at once."""
+    program = OWNER.replace(
+        "sys.stdin.readline()", "import os; os.fork() or (sys.stdin.readline(), os._exit(0)); time.sleep(600)", 1
+    )
+    argv = [sys.executable, "-c", program, str(layout.state), SERVE]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as owner:
+        assert owner.stdin and owner.stdout and owner.stdout.readline() == "owned\n"
+        wait_until(lambda: len(processes_of(layout.state)) == 2, message="it has a child")
+        owner.kill()
+        owner.wait()
+        with pytest.raises(StateInUse, match=rf"serve \(process {owner.pid}\)"):
+            claim(layout, SERVE, wait=0.1)
+        threading.Timer(0.2, owner.stdin.close).start()
+        claim(layout, SERVE, wait=30).release()
+
+
 def test_a_shorter_name_leaves_nothing_of_a_longer_one(layout: Layout) -> None:
     """The file is written anew by each owner."""
     claim(layout, "remove-repo", control=Path("/a/very/long/path/to/a/socket")).release()

@@ -58,8 +58,8 @@ class Claim:
 def claim(layout: Layout, role: str, *, control: Path | None = None, wait: float = 0.0) -> Claim:
     """Makes this process the owner, and ends the processes that a killed owner left running.
 
-    Waits up to `wait` seconds for an owner other than `serve`. Raises StateInUse that names the owner, LockHeld when
-    processes of a killed owner cannot be ended, and GitmirrorError when the directory cannot be used.
+    Waits up to `wait` seconds for an owner other than a `serve` that runs. Raises StateInUse that names the owner,
+    LockHeld when processes of a killed owner cannot be ended, and GitmirrorError when the directory cannot be used.
     """
     # Imported here, because every command looks for the owner, few become one, and asyncio takes a while to load.
     from appliance.core.process.children import Children, LockHeld, end_survivors, take_lock
@@ -98,7 +98,7 @@ def _write_info(lock: int, info: bytes) -> None:
 
 
 def _take_owner_lock(layout: Layout, wait: float) -> int:
-    from appliance.core.process.children import LockHeld, take_lock
+    from appliance.core.process.children import LockHeld, start_time, take_lock
 
     until = time.monotonic() + wait
     while True:
@@ -107,7 +107,9 @@ def _take_owner_lock(layout: Layout, wait: float) -> int:
         except LockHeld:
             owner = find_owner(layout)
             who = f"{owner.role} (process {owner.pid})" if owner else "another process"
-            if (owner is not None and owner.role == SERVE) or time.monotonic() > until:
+            # One that was killed holds the lock for a moment longer, if a child of it had yet to become git.
+            serves = owner is not None and owner.role == SERVE and start_time(owner.pid) is not None
+            if serves or time.monotonic() > until:
                 raise StateInUse(
                     f"{who} already uses {layout.state}",
                     hint="stop it first, or choose another state directory with --state",
