@@ -23,7 +23,7 @@ signal.signal(signal.SIGUSR2, say)
 
 
 def test_what_lives_as_long_as_serve_is_set_apart(serve_factory: ServeFactory, tmp_path: Path) -> None:
-    """A full round of the collector otherwise holds the loop, and all guests, while it looks at 40,000 objects."""
+    """A full round of the collector otherwise holds the loop, and all guests, while it looks at 55,000 objects."""
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "sitecustomize.py").write_text(INSIDE)
     said = tmp_path / "frozen"

@@ -39,7 +39,7 @@ RETRY_EVERY = 0.5
 """Seconds until an entry that was not stored is written again, as when a bucket that was just made has no leader yet.
 Without the entry the others know no address of this node, and ask upstreams in its place."""
 UNKNOWN_FOR = 2.0
-"""Seconds after each connection for which a node may be waited for of which nothing was heard yet."""
+"""Seconds after each connection during which a node that has not been heard of yet is waited for."""
 MANY_NODES = 30
 """Above so many nodes each says half as often that it is there, because each hears all of them."""
 ALIVE = 30.0
@@ -158,9 +158,9 @@ class Nodes:
         return entry.url
 
     async def wait_url_of(self, node: str) -> str | None:
-        """As `url_of`, of a node that is known to be there: what it says of an upstream may be heard before its entry.
+        """As `url_of`, for a node that has just answered a question: its answer can arrive before its entry.
 
-        Waits until UNKNOWN_FOR seconds after the connection was made, and only for a node of which nothing was heard.
+        Waits for the entry of a node that has not been heard of, until UNKNOWN_FOR seconds after the connection began.
         """
         while node not in self._known and self._clock() - self._up_at < UNKNOWN_FOR:
             await asyncio.sleep(0.05)
