@@ -6,6 +6,7 @@ Everything goes through one `git fast-import` stream: a tree of 300 files with 5
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -313,6 +314,9 @@ def _head(branch: str, message: str) -> bytes:
 
 
 def _tip(bare: Path, branch: str) -> str:
+    # It is in a file of its own nearly always, and this is asked thousands of times.
+    with contextlib.suppress(OSError):
+        return (bare / "refs" / "heads" / branch).read_text().strip()
     code, tip, _ = git_result("rev-parse", "--quiet", "--verify", f"refs/heads/{branch}", cwd=bare)
     return tip if code == 0 else ""
 
