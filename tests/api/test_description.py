@@ -45,7 +45,7 @@ CHECKS = [
 ]
 CALLERS = ("socket", "operate", "read", "nobody", "revoked")
 JSON, NDJSON, PROBLEM = "application/json", "application/x-ndjson", "application/problem+json"
-CASES = int(os.environ.get("API_CASES", "6"))
+CASES = int(os.environ.get("API_CASES", "4"))
 """Cases of each operation, valid and as many invalid ones, for a caller with a token; twice as many by the socket."""
 SLOW_ONES = {
     "backup",

@@ -50,12 +50,14 @@ def make_upstream(root: Path, size: int) -> HttpUpstream:
     """An upstream with `acme/large`: `main` and BRANCHES, each with a file of its own of `size` random bytes."""
     work = root / "work"
     git("init", "--quiet", "--initial-branch=main", str(work))
+    # Random bytes only cost time to compress.
+    git("config", "core.compression", "0", cwd=work)
     commit_files(work, {"README": "large\n", "main.bin": os.urandom(size)}, "main")
     for branch in BRANCHES:
         git("switch", "--quiet", "--create", branch, "main", cwd=work)
         commit_files(work, {f"{branch}.bin": os.urandom(size)}, branch)
     git("switch", "--quiet", "main", cwd=work)
-    git("clone", "--quiet", "--bare", str(work), str(root / "bare.git"))
+    git("clone", "--quiet", "--bare", "--config=core.compression=0", str(work), str(root / "bare.git"))
     upstream = HttpUpstream(root / "upstream")
     upstream.add(REPO, root / "bare.git")
     return upstream

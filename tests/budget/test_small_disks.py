@@ -87,7 +87,7 @@ def test_lfs_objects(tmp_path: Path) -> None:
 def test_pushes(tmp_path: Path) -> None:
     """What agents record never goes. What else there is does, and then it is said that the budget cannot be kept."""
     with small_node(tmp_path, disk="1G", size=4 * MIB, budget="64MiB") as node:
-        guest = node.serve.clone(tmp_path / "pusher", REPO, "--depth=1")
+        guest = node.serve.clone(tmp_path / "pusher", REPO, "--depth=1", "--config=core.compression=0")
         for number in range(10):
             (guest / "work.bin").write_bytes(os.urandom(4 * MIB))
             git("add", "--all", cwd=guest)

@@ -226,6 +226,7 @@ def test_a_purge_ends_a_turn_that_is_going_out(
 def test_a_large_bundle_takes_little_memory(node: OutNode, tmp_path: Path) -> None:
     """It goes from git through a file into the store, a piece at a time."""
     guest = node.guest(tmp_path / "guest")
+    git("config", "core.compression", "0", cwd=guest)
     commit_turn(guest, "first")
     assert node.push(guest, "large").returncode == 0
     node.wait_rows("large", 1)

@@ -324,7 +324,7 @@ async def _play(directory: Path, steps: list[tuple[Any, ...]]) -> None:
         node.stores.database.close()
 
 
-@pytest.mark.parametrize("examples", [2, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [2, pytest.param(75, marks=pytest.mark.slow)])
 def test_three_nodes_agree_whatever_happens(examples: int) -> None:
     @settings(
         max_examples=examples, deadline=None, derandomize=True, database=None,
