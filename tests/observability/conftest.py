@@ -23,6 +23,8 @@ from tests.support.upstream import HttpUpstream
 
 SECRET = b"it's a secret"
 TOKEN = "s3cret-token"
+ODD = "acme/odd"
+"""The repository of `hooked` that is told of refs which never arrive, so it is refreshed again and again."""
 
 
 def status_of(serve: Serve) -> dict[str, Any]:
@@ -82,18 +84,19 @@ class Hooked:
 
 @pytest.fixture(scope="module")
 def hooked(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iterator[Hooked]:
-    """A node that a module shares. It refreshes `acme/widgets` and `acme/other` only on request."""
+    """A node that a module shares. It refreshes its repositories only on request."""
     base = tmp_path_factory.mktemp("hooked")
     secret, token = base / "secret", base / "token"
     secret.write_bytes(SECRET + b"\n")
     token.write_text(f"{TOKEN}\n")
     refresh = {"interval": "1h", "stale_after": "1d", "webhook_secret_file": str(secret), "token_file": str(token)}
     with HttpUpstream(base / "upstream") as upstream:
-        for name in (WIDGETS, "acme/other", "acme/off"):
+        names = (WIDGETS, "acme/other", ODD, "acme/off")
+        for name in names:
             upstream.add(name, generated_bare)
-        repos = [upstream.url(name) for name in (WIDGETS, "acme/other", "acme/off")]
+        repos = [upstream.url(name) for name in names]
         with Serve(base / "state", repos=repos, refresh=refresh).start() as serve:
-            for name in (WIDGETS, "acme/other", "acme/off"):
+            for name in names:
                 serve.wait_for_repo(name)
             serve.cli("disable", "acme/off")
             yield Hooked(serve, upstream, secret, token)

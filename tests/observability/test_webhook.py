@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.conftest import WIDGETS
-from tests.observability.conftest import SECRET, TOKEN, Hooked, signature, status_of
+from tests.observability.conftest import ODD, SECRET, TOKEN, Hooked, signature, status_of
 from tests.serving.fetch.wire import HttpGuest, chunked, http_ask
 from tests.support.generate import add_commit, delete_branch
 from tests.support.gitutil import git, remote_refs, wait_until
@@ -100,10 +100,10 @@ def test_signed_nonsense_is_refused_in_words(hooked: Hooked, body: bytes) -> Non
 )
 def test_odd_refs_are_a_refresh_and_nothing_more(hooked: Hooked, facts: dict[str, Any]) -> None:
     """The announced refs are not looked for, and do no harm."""
-    before = hooked.asked()
+    before = hooked.asked(ODD)
     for event in ("push", "create", "delete") if "ref_type" in facts else ("push",):
-        assert hooked.hook(event, **facts).status == 202
-    wait_until(lambda: hooked.asked() > before, message="it is refreshed")
+        assert hooked.hook(event, name=ODD, **facts).status == 202
+    wait_until(lambda: hooked.asked(ODD) > before, message="it is refreshed")
     assert "Traceback" not in hooked.serve.log()
 
 
