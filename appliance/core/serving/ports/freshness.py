@@ -45,14 +45,18 @@ class Freshness:
         self._stale_after = stale_after
         self._checks = asyncio.Semaphore(MOST_CHECKS)
         self._looked: dict[int, float] = {}
+        self._looked_until: dict[int, float] = {}
         self._looking: dict[int, asyncio.Task[bool]] = {}
 
     async def document(self, repo: Repo, want: str | None) -> dict[str, Any]:
         """`{name, branch, tip, snapshot, lag, verified_at, state}`, and `has` if `want` names a commit."""
         has = None
         if want is not None:
+            began = time.monotonic()
             has = await self._has(repo, want) or await self._bring(repo, want)
-            has = has or (await self._look(repo) and await self._has(repo, want))
+            # A look that another guest began may have brought it since.
+            if not has and (await self._look(repo) or self._looked_until.get(repo.id, began) > began):
+                has = await self._has(repo, want)
         health, now = self._scheduler.health(repo.id), time.time()
         snapshot, lag = self._workspaces.current(repo), lag_of(health, now)
         document: dict[str, Any] = {
@@ -64,7 +68,7 @@ class Freshness:
             "verified_at": None if health.verified_at is None else rfc3339(health.verified_at),
             "state": state_of(repo, health, now, self._stale_after()),
         }
-        return document if has is None else document | {"has": bool(has)}
+        return document if has is None else document | {"has": has}
 
     async def _has(self, repo: Repo, oid: str) -> bool:
         async with self._checks:
@@ -87,8 +91,12 @@ class Freshness:
             self._looked[repo.id] = now
             looking = asyncio.create_task(self._refresh(repo), name=f"look upstream for {repo.name}")
             self._looking[repo.id] = looking
-            looking.add_done_callback(lambda _: self._looking.pop(repo.id, None))
+            looking.add_done_callback(lambda _: self._note_end(repo.id))
         return await asyncio.shield(looking)
+
+    def _note_end(self, repo_id: int) -> None:
+        self._looked_until[repo_id] = time.monotonic()
+        self._looking.pop(repo_id, None)
 
     async def _refresh(self, repo: Repo) -> bool:
         try:
