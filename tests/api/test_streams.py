@@ -54,7 +54,7 @@ def test_readers_that_take_a_little_now_and_then_lose_their_slots(
 @pytest.mark.parametrize("is_slow", [False, True])
 def test_only_the_time_that_the_client_takes_counts(is_slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """git may take its time. What was taken at the least pace is paid for."""
-    monkeypatch.setattr(streams, "STREAMED", 0.2)
+    monkeypatch.setattr(streams, "STREAMED", 2.0)
     monkeypatch.setattr(streams, "LEAST_PACE", 100)
     sent: list[bytes] = []
     ended: list[bool] = []
@@ -69,7 +69,7 @@ def test_only_the_time_that_the_client_takes_counts(is_slow: bool, monkeypatch: 
 
     async def send(message: MutableMapping[str, Any]) -> None:
         if message.get("body"):
-            await asyncio.sleep(0.3 if is_slow else 0.01)
+            await asyncio.sleep(0.8 if is_slow else 0.01)
             sent.append(message["body"])
 
     async def receive() -> MutableMapping[str, Any]:

@@ -137,7 +137,7 @@ def test_a_strangers_file_is_never_removed(node: Serve, tmp_path: Path) -> None:
         assert files(tmp_path) == ["moved", "v_9418", "v_9419"]
 
 
-def ends_within(connection: socket.socket, seconds: float = 1.5) -> bool:
+def ends_within(connection: socket.socket, seconds: float = 20.0) -> bool:
     """Whether the peer ends a connection in time."""
     until = time.monotonic() + seconds
     connection.settimeout(seconds)
@@ -184,9 +184,9 @@ def test_removal_ends_every_connection(node: Serve, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_end_of_a_guests_time(node: Serve, tmp_path: Path) -> None:
     """Its sockets and connections go by themselves."""
-    add_guest(node, "short", unix=str(tmp_path / "v"), ttl=1)
+    add_guest(node, "short", unix=str(tmp_path / "v"), ttl=5)
     connection = connect_unix(tmp_path / "v_9418")
-    wait_until(lambda: files(tmp_path) == [], timeout=10, message="its sockets are gone")
+    wait_until(lambda: files(tmp_path) == [], timeout=60, message="its sockets are gone")
     assert ends_within(connection) and "short" not in guests_of(node)
     connection.close()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -125,17 +126,29 @@ class GoneNode:
         finally:
             stores.database.close()
 
-    def speak(self, nodes: Sequence[str], seconds: float) -> Any:
-        """A process in the background that says for some seconds that nodes are alive."""
+    @contextmanager
+    def spoken_for(self, *nodes: str) -> Iterator[None]:
+        """Says again and again, from the beginning to the end, that nodes are alive."""
+        begun, ended = threading.Event(), threading.Event()
+        speaking = threading.Thread(target=self._speak, args=(nodes, begun, ended))
+        speaking.start()
+        try:
+            assert begun.wait(60)
+            yield
+        finally:
+            ended.set()
+            speaking.join()
+
+    def _speak(self, nodes: Sequence[str], begun: threading.Event, ended: threading.Event) -> Any:
         entry = NodeEntry("x", "1", AT, AT, None, "", 0, 0, 0, None, 0, 0)
 
         async def say() -> None:
             async def put(context: JetStreamContext) -> None:
                 bucket = await context.key_value(self.names.nodes)
-                until = asyncio.get_running_loop().time() + seconds
-                while asyncio.get_running_loop().time() < until:
+                while not ended.is_set():
                     for node in nodes:
                         await bucket.put(key_of(node), write(replace(entry, node=node)))
+                    begun.set()
                     await asyncio.sleep(0.02)
 
             import nats

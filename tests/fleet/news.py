@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,19 @@ class NewsFleet:
         return [each for each in self.fleet.nodes if each != node]
 
 
+def costs_at_best(most: int, measure: Callable[[], int], tries: int = 5) -> None:
+    """Asserts that one of a few measurements is `most` at most.
+
+    A node whose neighbour or whose server is slow asks the upstream itself, and on a busy machine some are.
+    """
+    seen: list[int] = []
+    while len(seen) < tries:
+        seen.append(measure())
+        if seen[-1] <= most:
+            return
+    raise AssertionError(f"{most} are enough, and each time there were more: {seen}")
+
+
 def followed(path: Path) -> tuple[dict[str, str], str]:
     """The branches and tags of a repository, and its HEAD."""
     found = {ref: oid for ref, oid in refs(path).items() if ref.startswith(("refs/heads/", "refs/tags/"))}
@@ -89,6 +104,11 @@ def followed(path: Path) -> tuple[dict[str, str], str]:
 def verified_at(serve: Serve, name: str = WIDGETS) -> str:
     """When a node last knew that its mirror is as upstream."""
     return str(repo_of(serve, name)["verified_at"])
+
+
+def seconds_since_look(serve: Serve, name: str = WIDGETS) -> float:
+    """How long ago a node last knew what the upstream has."""
+    return time.time() - datetime.fromisoformat(verified_at(serve, name)).timestamp()
 
 
 @contextmanager

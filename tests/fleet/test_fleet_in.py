@@ -97,7 +97,7 @@ def test_an_end_comes_in_its_place(serve: Serve, module_nats: NatsCluster) -> No
     )  # fmt: skip
     wait_until(lambda: "after" in listed(serve), timeout=60, message="all of it was read")
     assert listed(serve)["ended"]["tip"] == f"{12:040x}" and listed(serve)["ended"]["turns"] == 1
-    assert "session ended was ended on node b: ended by an operator" in serve.log()
+    wait_until(lambda: "session ended was ended on node b: ended by an operator" in serve.log(), message="it is said")
     serve.here("audit", "verify")
 
 

@@ -90,7 +90,8 @@ def test_nothing_is_left_of_a_session_of_two_nodes(tmp_path: Path, nats: NatsClu
             )
             last = publish(nats, row(number, session, theirs, own))
             wait_until(lambda session=session: turns_of(serve, session) == ["a", "b"], timeout=60, message="both")  # type: ignore[misc]
-            assert f"session {session} has turns of the nodes a, b" in serve.log()
+            said = f"session {session} has turns of the nodes a, b"
+            wait_until(lambda said=said: said in serve.log(), message="it is said")  # type: ignore[misc]
             # As if the turn had been brought.
             git("update-ref", f"{TURNS}{FIRST_AWAY + number - 1}", theirs, cwd=serve.mirror(REPO))
             git("update-ref", f"{AGENTS}{session}", theirs, cwd=serve.mirror(REPO))

@@ -95,10 +95,9 @@ def test_a_node_that_was_started_again_has_it_still(module_nats: NatsCluster) ->
 def test_servers_that_do_not_answer_are_left_alone_for_a_while(
     nats: NatsCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "ANSWERS_IN", 0.2)
-
     async def work(a: Leases) -> None:
         assert (await a.take(REPO)).is_ours
+        monkeypatch.setattr(rules, "ANSWERS_IN", 0.2)
         nats.servers[0].freeze()
         with pytest.raises(FleetAway):
             await a.take(REPO)

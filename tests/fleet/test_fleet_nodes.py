@@ -81,6 +81,7 @@ def test_a_node_that_just_connected_waits_for_the_entries_of_the_others(
 
     async def meet() -> None:
         one, other = a_node(module_nats, "one", "first"), a_node(module_nats, "other", "first")
+        monkeypatch.setattr(nodes_module, "UNKNOWN_FOR", 60.0)
         async with at_work(one):
             await until(lambda: one.names() == ["one"])
             async with at_work(other):

@@ -152,7 +152,7 @@ def test_a_turn_goes_out_with_its_bundle(out: OutNode, tmp_path: Path) -> None:
     assert seq >= 1 and (node, uid) == ("a", row.uid)
     [(logged,)] = out.database(f"SELECT hash FROM audit_events WHERE id = {row.id}")
     assert logged == uid
-    [(document,)] = out.database("SELECT document FROM fleet_turns")
+    [(document,)] = out.database(f"SELECT document FROM fleet_turns WHERE uid = '{row.uid}'")
     assert json.loads(document)["commit"] == commit
 
 

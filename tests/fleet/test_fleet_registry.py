@@ -62,13 +62,13 @@ def test_changes_and_removals_hold_everywhere(nodes: TestFleet, tmp_path: Path) 
     nodes["a"].cli("add-repo", url, "--name", "acme/two")
     nodes["b"].wait_for_repo("acme/two")
     nodes["b"].cli("disable", "acme/two")
-    nodes.wait_all(lambda serve: has(serve, "acme/two", state="disabled"), "it is disabled", 5)
+    nodes.wait_all(lambda serve: has(serve, "acme/two", state="disabled"), "it is disabled")
     nodes["c"].cli("enable", "acme/two")
     nodes["a"].cli("add-repo", url, "--name", "acme/two", "--branch", "main", "--interval", "9s")
-    nodes.wait_all(lambda serve: has(serve, "acme/two", branch="main", interval=9.0), "branch and interval", 10)
+    nodes.wait_all(lambda serve: has(serve, "acme/two", branch="main", interval=9.0), "branch and interval")
     nodes["c"].wait_for_repo("acme/two")
     nodes["b"].cli("remove-repo", "acme/two")
-    nodes.wait_all(lambda serve: entry_of(serve, "acme/two") is None, "it is removed", 5)
+    nodes.wait_all(lambda serve: entry_of(serve, "acme/two") is None, "it is removed")
     assert all(serve.mirror("acme/two").is_dir() for serve in nodes.nodes.values()), "mirrors stay"
     nodes["c"].cli("remove-repo", "acme/two", "--purge", "--yes")
     nodes.wait_all(lambda serve: not serve.mirror("acme/two").exists(), "its mirror is deleted")
@@ -91,7 +91,7 @@ def test_one_of_two_that_add_a_name_at_once_wins(nodes: TestFleet, tmp_path: Pat
         if node != winner:
             assert result.returncode == 2
             assert f"taken in the fleet by {urls[winner]}, registered on node {winner}" in result.stderr
-    nodes.wait_all(lambda serve: has(serve, "acme/race", url=urls[winner]), "all have the winner's", 5)
+    nodes.wait_all(lambda serve: has(serve, "acme/race", url=urls[winner]), "all have the winner's")
 
 
 def test_a_second_node_that_adds_the_same_url_joins(nodes: TestFleet, tmp_path: Path) -> None:

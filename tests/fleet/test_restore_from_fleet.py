@@ -160,22 +160,17 @@ def test_a_name_that_no_node_had_is_told(monkeypatch: pytest.MonkeyPatch, capsys
 
 @pytest.mark.slow
 def test_a_living_node_is_not_replaced(gone: GoneNode) -> None:
-    talking = threading.Thread(target=gone.speak, args=(["a"], 1.0))
-    talking.start()
-    with pytest.raises(Conflict, match="node a is alive"):
-        gone.restore(watch=0.3)
-    assert not gone.layout.database.exists()
-    assert gone.restore(watch=0.3, even_if_alive=True).node == "a"
-    talking.join()
+    with gone.spoken_for("a"):
+        with pytest.raises(Conflict, match="node a is alive"):
+            gone.restore(watch=2)
+        assert not gone.layout.database.exists()
+        assert gone.restore(watch=0.3, even_if_alive=True).node == "a"
 
 
 @pytest.mark.slow
 def test_a_name_that_another_living_node_has_is_refused(gone: GoneNode) -> None:
-    talking = threading.Thread(target=gone.speak, args=(["a"], 0.8))
-    talking.start()
-    with pytest.raises(Conflict, match="another node of that name is alive"):
-        from_fleet.restore_from_fleet("c", gone.layout, gone.config, move_aside=False, watch=0.3)
-    talking.join()
+    with gone.spoken_for("a"), pytest.raises(Conflict, match="another node of that name is alive"):
+        from_fleet.restore_from_fleet("c", gone.layout, gone.config, move_aside=False, watch=2)
 
 
 @pytest.mark.slow

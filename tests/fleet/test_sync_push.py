@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import WIDGETS
 from tests.fleet.test_fleet_out import OutNode, turns_in
 from tests.serving.conftest import commit_turn, entry_of
-from tests.support.fleet import TestFleet
+from tests.support.fleet import TestFleet, wait_connected
 from tests.support.gitutil import git, refs, wait_until
 from tests.support.nats import WHY_NOT, NatsCluster
 from tests.support.upstream import HttpUpstream
@@ -36,6 +36,7 @@ def sync(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iter
         serve = nodes["a"].start()
         serve.cli("add-repo", upstream.url(WIDGETS), "--name", WIDGETS)
         serve.keep_ports()
+        wait_connected(serve)
         yield OutNode(serve, upstream, nats, "default")
 
 
@@ -48,6 +49,7 @@ def frozen(sync: OutNode) -> Iterator[None]:
     finally:
         sync.nats.servers[0].thaw()
         sync.nats.wait()
+        wait_connected(sync.serve)
 
 
 def push(out: OutNode, guest: Path, session: str, *, http: bool, version: int) -> subprocess.CompletedProcess[str]:
@@ -102,8 +104,7 @@ def test_a_session_goes_back_to_its_turn_before_and_on(sync: OutNode, tmp_path: 
     finally:
         sync.nats.servers[0].thaw()
         sync.nats.wait()
-    done = sync.push(guest, "goes-on")
-    assert done.returncode == 0, done.stderr
+    wait_until(lambda: sync.push(guest, "goes-on").returncode == 0, message="it is stored")
     assert refs(sync.serve.mirror(WIDGETS))["refs/agents/goes-on"] == second
     found = [row.commit for row in turns_in(sync.rows(), "goes-on")]
     assert found[0] == first and found[-1] == second

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import WIDGETS
 from tests.fleet.test_fleet_out import OutNode, object_of
 from tests.serving.conftest import commit_turn, entry_of
-from tests.support.fleet import TestFleet
+from tests.support.fleet import TestFleet, wait_connected
 from tests.support.gitutil import refs, wait_until
 from tests.support.nats import WHY_NOT, NatsCluster
 from tests.support.nats_proxy import NatsProxy
@@ -54,6 +54,7 @@ def proxy_and_node(
         serve = nodes["a"].start()
         serve.cli("add-repo", upstream.url(WIDGETS), "--name", WIDGETS)
         serve.keep_ports()
+        wait_connected(serve)
         yield proxy, OutNode(serve, upstream, nats, "default")
 
 
@@ -123,6 +124,7 @@ def test_killed_after_the_ref_was_put_back(
     push.communicate(timeout=60)
     proxy.cut()
     out.serve.start()
+    wait_connected(out.serve)
     entry = entry_of(out.serve, f"refs/agents/{session}")
     assert entry["outcome"] == "failed"
     assert f"refs/gitmirror/turns/{entry['id']}" not in refs(mirror)

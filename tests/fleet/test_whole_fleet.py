@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fleet.news import costs_at_best, seconds_since_look
 from tests.fleet.whole_lab import BUSY, REPO, Whole, lists, names_of, push_upstream, wait_settled
 from tests.support.fleet import TestFleet
 from tests.support.fleet_users import (
@@ -106,10 +107,21 @@ def test_one_webhook_is_one_fetch(whole: Whole, alone: Serve, generated_bare: Pa
     wait_until(lambda: is_warm(alone, "acme/hooked-alone", tip), message="the node alone is warm")
     costs = whole.upload_packs("acme/hooked-alone") - costs
     for node, serve in whole.fleet.nodes.items():
-        before = whole.upload_packs(REPO)
-        push_upstream(whole, REPO, serve)
-        print(f"\nwarm on all {whole.all_warm(REPO):.2f} s after a webhook to {node}")
-        assert whole.upload_packs(REPO) - before == costs, "the upstream is asked as by one node"
+
+        def cost(node: str = node, serve: Serve = serve) -> int:
+            # Right after a look, a node cannot know of an answer that was long under way whether it tells of a later
+            # one, and has the holder look again.
+            wait_until(
+                lambda: all(seconds_since_look(each, REPO) > 1 for each in whole.fleet.nodes.values()),
+                message="all rest",
+            )
+            before = whole.upload_packs(REPO)
+            push_upstream(whole, REPO, serve)
+            print(f"\nwarm on all {whole.all_warm(REPO):.2f} s after a webhook to {node}")
+            return whole.upload_packs(REPO) - before
+
+        # As one node asks.
+        costs_at_best(costs, cost)
 
 
 def test_what_is_changed_on_one_is_changed_on_all(whole: Whole, generated_bare: Path) -> None:

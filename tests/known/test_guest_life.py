@@ -147,7 +147,7 @@ def test_a_removed_guest_is_cut_off_and_its_name_is_another(node: KnownNode) -> 
 @pytest.mark.slow
 def test_time_ends_a_guest_by_itself(node: KnownNode) -> None:
     """As `guest remove` does; its name and its way are free at once."""
-    node.add("vm-brief", repos=[SECRET], ttl=1, address="127.3.0.1")
+    node.add("vm-brief", repos=[SECRET], ttl=5, address="127.3.0.1")
     road = node.by_address("127.3.0.1")
     assert ls_remote(road.url("git", SECRET))[0] == 0
     wait_until(lambda: ls_remote(road.url("git", SECRET))[0] != 0, timeout=60, message="it is unknown")

@@ -111,7 +111,7 @@ def test_once_and_once_over_restarts(serve_factory: ServeFactory, upstream: Http
 def test_stale_by_nothing_but_time_is_told_in_seconds(serve_factory: ServeFactory, upstream: HttpUpstream) -> None:
     """When the upstream hangs, the URL first gets `stale` without an error, then `failing` with the kind of error."""
     with catching() as catcher:
-        refresh: dict[str, Value] = {"interval": "1s", "timeout": "4s", "stale_after": "3s"}
+        refresh: dict[str, Value] = {"interval": "1s", "timeout": "8s", "stale_after": "3s"}
         serve = serve_factory(
             repos=[upstream.url(WIDGETS)], refresh=refresh, alerts={"url": catcher.url}, events={"url": catcher.url}
         ).start()

@@ -17,6 +17,7 @@ from appliance.core.observability import delivery as outlets
 from appliance.core.observability.delivery import OutletError, post, run_command
 from appliance.core.process.children import Children, take_lock
 from tests.observability.outlets import catching
+from tests.support.gitutil import wait_until
 from tests.support.processes import processes_of
 from tests.support.tls import TlsFront, make_certificate
 
@@ -48,7 +49,8 @@ def test_a_command_that_hangs_is_ended_with_all_it_started(
     script.write_text("trap '' TERM\nsleep 1000 &\nwhile :; do wait; done\n")
     with pytest.raises(OutletError, match="took longer than"):
         asyncio.run(run_command(children, ["/bin/sh", str(script)], b"x", {"PATH": os.defpath}))
-    assert processes_of(tmp_path) == [] and len(children) == 0
+    wait_until(lambda: not processes_of(tmp_path), message="all have ended")
+    assert len(children) == 0
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,8 @@ def test_a_database_that_hangs_mutes_nobody(
                 assert listener.wait_for(name, **facts)[1] < SOON
             upstream.everywhere.fail = True
             assert listener.wait_for("refreshed", kind="server-error")[1] < SOON
-            assert listener.wait_for("stale", error="server-error")[1] < SOON
+            # By time alone, or by the refresh that failed.
+            assert listener.wait_for("stale")[1] < SOON
         listener.watch.close()
 
 

@@ -100,7 +100,7 @@ def test_an_upstream_that_asks_for_patience_is_not_asked_before(
     token.write_text("t")
     upstream.add("acme/other")
     repos = [upstream.url(WIDGETS), upstream.url("acme/other")]
-    serve = serve_factory(repos=repos, refresh={**QUICK, "token_file": str(token)}).start()
+    serve = serve_factory(repos=repos, refresh={**QUICK, "timeout": "30s", "token_file": str(token)}).start()
     serve.wait_for_repo(WIDGETS)
     switches = upstream.on(WIDGETS)
     switches.retry_after, switches.status = 3600, 429

@@ -61,7 +61,8 @@ def test_a_hook_that_lost_its_mode_is_told_without_a_push(
     assert (alert["event"], alert["state"], alert["error"]) == ("pushes-on", "on", None)
     assert serve.cli("status").returncode == 0
     wait_until(lambda: heard.exists() and "pushes-off" in heard.read_text(), message="the event")
-    assert (tmp_path / "told.env").read_text().split() == ["pushes-off", "pushes-on"]
+    env = tmp_path / "told.env"
+    wait_until(lambda: env.read_text().split() == ["pushes-off", "pushes-on"], message="its environment")
     serve.restart()
     serve.wait_for_repo(WIDGETS)
     assert len(documents(told)) == 2

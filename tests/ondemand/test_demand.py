@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -121,9 +121,14 @@ def test_an_upstream_that_hangs_stops_nobody_else(allowing: Allowing, upstream: 
         upstream.on(f"acme/hangs{number}").hang = True
     upstream.on("acme/halfway").hang_after = 3000
     with ThreadPoolExecutor(11) as pool:
-        names = [f"acme/hangs{number}" for number in range(10)] + ["acme/halfway"]
-        hung = [pool.submit(git_result, "ls-remote", f"{serve.git_url}/{name}", timeout=60) for name in names]
-        wait_until(lambda: upstream.hanging >= 4, message="upstreams hang")
+
+        def ask(name: str) -> Future[tuple[int, str, str]]:
+            return pool.submit(git_result, "ls-remote", f"{serve.git_url}/{name}", timeout=60)
+
+        halfway = ask("acme/halfway")
+        wait_until(lambda: upstream.hanging == 1, message="the clone hangs")
+        hung = [*(ask(f"acme/hangs{number}") for number in range(10)), halfway]
+        wait_until(lambda: upstream.hanging >= 5, message="upstreams hang")
 
         def brought() -> bool:
             code, _, _ = git_result("ls-remote", f"{serve.git_url}/acme/other", timeout=60)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import WIDGETS
 from tests.ondemand.conftest import Allowing
-from tests.support.gitutil import git, git_result
+from tests.support.gitutil import git, git_result, wait_until
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 from tests.workspace.conftest import BUSYBOX, CURL, NOTHING, Guest
@@ -36,12 +37,27 @@ def test_a_quick_clone(
 
 
 def test_a_slow_clone(allowing: Allowing, upstream: HttpUpstream, tmp_path: Path) -> None:
-    """One clone that hangs is all that may run, so the next waits. Its guest has its workspace from the upstream."""
+    """One clone that hangs is all that may run, so the next waits. Its guest has its workspace from the upstream.
+
+    Each clone gives way after five seconds, and three are before that of the guest.
+    """
     serve = allowing(wait="2s", refresh={"concurrency": 1})
     guest = guest_of(serve, tmp_path / "home")
-    upstream.add("acme/hangs", upstream.path(WIDGETS))
-    upstream.on("acme/hangs").hang_after = 3000
-    assert "is being cloned" in git_result("ls-remote", f"{serve.git_url}/acme/hangs")[2]
+    hung = ["acme/hangs", "acme/hangs-2", "acme/hangs-3"]
+    for name in hung:
+        upstream.add(name, upstream.path(WIDGETS))
+        upstream.on(name).hang_after = 3000
+
+    def ask(name: str) -> str:
+        return git_result("ls-remote", f"{serve.git_url}/{name}")[2]
+
+    with ThreadPoolExecutor(3) as guests:
+        asking = [guests.submit(ask, hung[0])]
+        wait_until(lambda: upstream.hanging == 1, message="its clone hangs")
+        asking += [guests.submit(ask, name) for name in hung[1:]]
+        for each in asking:
+            each.result()
+    assert "is being cloned" in ask(hung[0])
     result = guest.hydrate(tmp_path / "work")
     # Over HTTP, which the kit tries last, the mirror redirects git to the upstream.
     assert result.hydrated("mirror") == git("rev-parse", "HEAD", cwd=upstream.path(WIDGETS))

@@ -75,7 +75,7 @@ def test_a_child_that_takes_too_long_is_ended(children: Children, tmp_path: Path
     """Whether it prints no more or does not end after its output; its own children go with it."""
 
     async def work() -> None:
-        stream = shell(children, script, tmp_path, deadline=0.5)
+        stream = shell(children, script, tmp_path, deadline=3.0)
         assert await anext(stream) == b"out\n"
         with pytest.raises(TimeoutError):
             await anext(stream)
@@ -101,7 +101,7 @@ def test_waits_add_up(children: Children, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_time_of_the_reader_does_not_count(children: Children, tmp_path: Path) -> None:
     """A guest on a slow line gets all of it."""
-    deadline = 1.0
+    deadline = 3.0
 
     async def work() -> None:
         total = 0

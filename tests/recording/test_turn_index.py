@@ -163,6 +163,7 @@ def test_nothing_is_left_of_a_session_that_was_dropped_or_purged(
     assert found(node, "--path", "turn.txt") == {"purged"}
     node.serve.configure([], refresh={"allow_local": True})
     node.serve.reload()
+    wait_until(lambda: "the configuration was read again" in node.serve.log(), message="it is reloaded")
     node.serve.cli("remove-repo", WIDGETS, "--purge", "--yes")
     with Book(node.serve) as book, book.stores.database.reading() as connection:
         assert [connection.table(name).count for name in ("turns", "turn_texts", "turn_paths")] == [0, 0, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -71,7 +72,10 @@ def owners(directory: Path) -> set[int]:
     """Return the user ids of everything in a directory and of itself."""
     found = {directory.lstat().st_uid}
     for parent, directories, files in os.walk(directory):
-        found |= {os.lstat(os.path.join(parent, name)).st_uid for name in [*directories, *files]}
+        for name in [*directories, *files]:
+            # What a running child is noted in may go at any moment.
+            with contextlib.suppress(FileNotFoundError):
+                found.add(os.lstat(os.path.join(parent, name)).st_uid)
     return found
 
 

@@ -58,3 +58,8 @@ class TestFleet:
         for name, serve in self.nodes.items():
             if serve.running:
                 wait_until(lambda serve=serve: holds(serve), timeout=timeout, message=f"on node {name}: {message}")  # type: ignore[misc]
+
+
+def wait_connected(serve: Serve) -> None:
+    """Waits until a node is connected to the fleet's servers: it is ready before that, and pushes may wait for it."""
+    wait_until(lambda: serve.status()["fleet"]["connected"], message="the fleet is there")

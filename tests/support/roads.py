@@ -71,8 +71,8 @@ class _Gate:
 class Road:
     """Listens on a free port of 127.0.0.1 and carries connections to `target` as `kind` says. A context manager.
 
-    A road `beside` another is the same tunnel with another port. `came` counts the connections, and `turned_away` those
-    that were reset or dropped.
+    A road `beside` another is the same tunnel with another port. `came` counts the connections, `turned_away` those
+    that were reset or dropped, and `carried` the bytes of both directions.
     """
 
     def __init__(self, target: tuple[str, int], kind: Kind = PLAIN, beside: Road | None = None) -> None:
@@ -83,6 +83,8 @@ class Road:
         self.port: int = self._socket.getsockname()[1]
         self.came = 0
         self.turned_away = 0
+        self.carried = 0
+        self.counting = threading.Lock()
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
@@ -224,12 +226,15 @@ class _Side:
         self._sink.settimeout(0.5)
         while view and not self._road.closing:
             try:
-                view = view[self._sink.send(view) :]
+                sent = self._sink.send(view)
             except TimeoutError:
                 continue
             except OSError:
                 # Whoever it is for has gone. A tunnel does not tell the other end.
                 return
+            view = view[sent:]
+            with self._road.counting:
+                self._road.carried += sent
 
 
 class HttpProxy(Road):

@@ -115,7 +115,7 @@ def test_a_ring_ends(hostile: Node, tmp_path: Path, way: str) -> None:
 
 def test_a_deadline_ends_a_ring(hostile: Node, tmp_path: Path) -> None:
     """The workspace is there when time is up, with what came until then."""
-    guest = by_git(hostile, hostile.guest(tmp_path / "home", GITMIRROR_DEADLINE="1"))
+    guest = by_git(hostile, hostile.guest(tmp_path / "home", GITMIRROR_DEADLINE="6"))
     place = guest.home / "ws"
     done = hydrate(guest, place, "ring", "--submodules")
     done.hydrated(via="mirror")

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import WIDGETS
-from tests.support.gitutil import fsck, git, git_result
+from tests.support.gitutil import fsck, git, git_result, wait_until
 from tests.support.roads import BOTH_CLOSE_QUEUE, GAP, RESET, ROADS, HttpProxy, Kind, Road
 from tests.workspace.conftest import BUSYBOX, CURL, GNU_WGET, Guest, Node
 
@@ -138,11 +138,12 @@ def test_a_clone_without_blobs(guests: Guests, protocol: str) -> None:
     the rest comes."""
 
     def clone() -> None:
-        place = guests.path("clone")
+        place, before = guests.path("clone"), guests.git.turned_away + guests.web.turned_away
         code, _, stderr = git_result(
             "clone", "--quiet", "--filter=blob:none", guests.url(protocol), str(place), cwd=guests.guest.home
         )
-        if guests.web.kind == GAP:
+        # On a busy machine the second connection may come late enough to be let in.
+        if guests.web.kind == GAP and guests.git.turned_away + guests.web.turned_away > before:
             assert code != 0 and "checkout failed" in stderr
             time.sleep(GAP.gap)
             git("reset", "--quiet", "--hard", cwd=place)
@@ -198,8 +199,14 @@ def test_other_programs_end_their_connections_too(
 def test_a_clone_by_the_kit_over_a_road_that_drops_the_second(node: Node, tmp_path: Path) -> None:
     """Without a program that downloads, it lists the refs and clones, from the mirror and not from the upstream."""
     with behind(node, tmp_path / "home", GAP, ()) as guests:
-        assert guests.guest.hydrate(guests.path("w")).hydrated(via="mirror") == node.tip
-        assert guests.git.turned_away + guests.web.turned_away > 0
+
+        def was_turned_away() -> bool:
+            before = guests.git.turned_away + guests.web.turned_away
+            assert guests.guest.hydrate(guests.path("w")).hydrated(via="mirror") == node.tip
+            return guests.git.turned_away + guests.web.turned_away > before
+
+        # On a busy machine the second connection may come late enough to be let in.
+        wait_until(was_turned_away, message="the second connection was dropped")
 
 
 @pytest.mark.parametrize("lazy", [False, True], ids=["paths", "addresses"])

@@ -33,7 +33,7 @@ def short(name: str, url: str) -> str:
 
 
 def resolved(lab: SubmoduleLab, name: str, commit: str) -> tuple[float, tuple[list[Submodule], list[MissingSubmodule]]]:
-    """What is found, and the longest time in which the event loop did nothing else, in seconds."""
+    """What is found, and the most of the processor's time that the event loop was busy at once, in seconds."""
 
     async def watched() -> tuple[float, tuple[list[Submodule], list[MissingSubmodule]]]:
         catalog, longest = Catalog(lab.repos.values()), 0.0
@@ -41,9 +41,9 @@ def resolved(lab: SubmoduleLab, name: str, commit: str) -> tuple[float, tuple[li
         async def watch() -> None:
             nonlocal longest
             while True:
-                began = time.monotonic()
+                began = time.thread_time()
                 await asyncio.sleep(0.01)
-                longest = max(longest, time.monotonic() - began)
+                longest = max(longest, time.thread_time() - began)
 
         watching = asyncio.create_task(watch())
         found = await resolve(

@@ -207,6 +207,11 @@ class Gate:
         """The pids of all upload-packs so far that made a pack."""
         return {int(each.name) for each in self._packing.iterdir()}
 
+    def forget(self) -> None:
+        """Forgets who made packs so far: sooner or later another process has the same pid."""
+        for each in self._packing.iterdir():
+            each.unlink()
+
     def started(self) -> list[int]:
         """The pids of all upload-packs so far that answered a fetch, oldest first."""
         return [int(line.split()[0]) for line in self._log.read_text().splitlines()]
@@ -261,6 +266,7 @@ def _shared_gate(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path)
 @pytest.fixture
 def gated_node(_shared_gate: GatedNode) -> Iterator[GatedNode]:
     """A node behind a gate that tests share; each is left with an open gate. For cold answers see `a_cold_shape`."""
+    _shared_gate.gate.forget()
     yield _shared_gate
     _shared_gate.gate.open()
 

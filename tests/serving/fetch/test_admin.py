@@ -129,7 +129,8 @@ def test_refreshes_lag_and_states_are_told_by_repository(serve_factory: ServeFac
     def count(result: str) -> float:
         return metric(serve, "gitmirror_refreshes_total", repo=WIDGETS, result=result)
 
-    assert count("moved") == 1
+    # It is counted once it is stored, which is after the tip is known.
+    wait_until(lambda: count("moved") == 1, message="it is counted")
     serve.cli("refresh", WIDGETS)
     assert (count("moved"), count("unchanged"), count("failed")) == (1, 1, 0)
     add_commit(upstream.path(WIDGETS), "main", {"x": "1"})

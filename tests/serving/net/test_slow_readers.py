@@ -14,7 +14,7 @@ import pytest
 
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 
-IDLE = 0.3
+IDLE = 1.0
 SIZE = 6 * 2**20
 """More than both buffers hold, so that the kernel says several times that the socket takes no more."""
 
@@ -33,12 +33,12 @@ def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def read_slowly(guest: socket.socket, reads: int, received: list[int]) -> None:
-    """Reads 32 KiB every 50 ms so many times, which frees a third of our buffer only after a second, and then all."""
+    """Reads 32 KiB every 150 ms so many times, which frees a third of our buffer only after 3 s, and then all."""
     pause = threading.Event()
     while data := guest.recv(32768):
         received.append(len(data))
         if len(received) < reads:
-            pause.wait(0.05)
+            pause.wait(0.15)
 
 
 async def send(ours: socket.socket, by_file: bool, path: Path) -> None:

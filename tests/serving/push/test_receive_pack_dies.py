@@ -22,6 +22,7 @@ from tests.serving.conftest import (
     read_all,
     wait_settled,
 )
+from tests.serving.fetch.conftest import wait_warm
 from tests.support.gitutil import git_result, refs, wait_until
 from tests.support.pkt import EMPTY_PACK, ZERO, PushConnection, daemon_request, push_bytes
 from tests.support.serve import Serve
@@ -60,6 +61,8 @@ def test_a_push_to_a_broken_mirror_fails_at_once(
     """Not only after `idle_timeout`. The error says what is wrong and names no directory of the node."""
     guest = own_node.guest(tmp_path / "guest")
     commit_turn(guest, "a turn")
+    # A fetch that failed would have the mirror healed.
+    wait_warm(own_node.serve)
     harm(own_node.mirror)
     base = own_node.serve.git_url if road == "git" else own_node.serve.http_url
     # `idle_timeout` is five minutes, and git is waited for one.
@@ -76,6 +79,7 @@ def test_a_push_to_a_broken_mirror_fails_at_once(
 def test_a_guest_that_does_not_wait_leaves_nothing_open(own_node: Node, harm: Callable[[Path], None]) -> None:
     """A guest that does not wait for the list of refs gets the same error. Refs named in time are logged as refused."""
     tip = own_node.tip
+    wait_warm(own_node.serve)
     harm(own_node.mirror)
     with daemon_request(*own_node.serve.git_address, "git-receive-pack", f"/{WIDGETS}") as sock:
         sock.sendall(push_bytes([(ZERO, tip, "refs/agents/eager")], EMPTY_PACK))
