@@ -397,6 +397,36 @@ def test_warming_that_is_given_up_ends_unless_somebody_reads(directory: Path) ->
     in_loop(test)
 
 
+def test_what_is_too_large_to_be_warmed_is_not_kept_for_that(directory: Path) -> None:
+    """Also when it was complete before that was seen. What a guest asked for stays, and goes as any other does."""
+
+    async def test() -> None:
+        cache, slow = started(directory), Slow()
+        warming = cache.get("made", REPO, producing(body(100)), pinned=True)
+        assert warming is not None and warming.growing is not None
+        while not warming.growing.done:
+            await asyncio.sleep(0)
+        assert cache.bytes == BLOCK
+        cache.leave_out(warming)
+        assert cache.bytes == 0 and not list(directory.iterdir())
+        await fill(cache, "asked")
+        warming = cache.get("asked", REPO, never, pinned=True)
+        assert warming is not None and warming.way == CacheResult.HIT
+        cache.leave_out(warming)
+        guest = cache.get("joined", REPO, slow)
+        warming = cache.get("joined", REPO, never, pinned=True)
+        assert warming is not None and warming.way == CacheResult.JOINED
+        cache.leave_out(warming)
+        slow.write(body(50))
+        slow.write(b"")
+        assert await read(guest) == body(50)
+        assert await kept(cache, "asked", "joined") == ["asked", "joined"]
+        await fill(cache, *"bcdefghijk")
+        assert await kept(cache, "asked", "joined") == []
+
+    in_loop(test)
+
+
 def test_evicting_a_repository_leaves_the_others(directory: Path) -> None:
     """Cached responses are deleted at once. One in production still reaches its readers, but is not cached."""
 

@@ -54,6 +54,7 @@ class CachedResponse:
     _descriptor: int
     _size: int | None
     growing: GrowingResponse | None
+    key: str
 
     @property
     def size(self) -> int | None:

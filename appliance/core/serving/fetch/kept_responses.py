@@ -137,6 +137,11 @@ class KeptResponses:
         for entry in self._entries.values():
             entry.pinned = entry.pinned and entry.repo != repo
 
+    def unpin_one(self, key: str) -> None:
+        """Lets a response be dropped by `drop_oldest`, if it is there."""
+        if (entry := self._entries.get(key)) is not None:
+            entry.pinned = False
+
     def evict(self, repo: int) -> None:
         """Drops all responses of a repository id."""
         self._drop(*[key for key, entry in self._entries.items() if entry.repo == repo])

@@ -107,7 +107,7 @@ class ResponseCache:
         """
         kept = self._kept.open(key, pin=pinned)
         if kept is not None:
-            response = CachedResponse(CacheResult.HIT, *kept, None)
+            response = CachedResponse(CacheResult.HIT, *kept, None, key)
         else:
             growing, result = self._growing.get(key), CacheResult.JOINED
             if growing is None:
@@ -121,7 +121,7 @@ class ResponseCache:
                 return None
             growing.pinned |= pinned
             growing.readers += 1
-            response = CachedResponse(result, descriptor, None, growing)
+            response = CachedResponse(result, descriptor, None, growing, key)
         if not pinned:
             self.counts[response.way] += 1
         return response
@@ -143,6 +143,19 @@ class ResponseCache:
         growing = response.growing
         if growing is not None and not growing.readers:
             self._stop(growing)
+
+    def leave_out(self, response: CachedResponse) -> None:
+        """Gives up a response that is too large to be warmed, also when it was complete before that was seen.
+
+        What was made for warming is dropped. What a guest has asked for can be evicted like any other.
+        """
+        self.give_up(response)
+        if response.growing is not None:
+            response.growing.pinned = False
+        if response.way is CacheResult.MISS:
+            self._kept.drop(response.key)
+        else:
+            self._kept.unpin_one(response.key)
 
     def _left(self, growing: GrowingResponse) -> None:
         if growing.readers or growing.done:

@@ -147,7 +147,7 @@ class Warmer:
                 if _has_history(shape) and size > self._cache.budget // LARGEST_PART:
                     known.too_large[shape.rest] = time.monotonic()
                     log.info("%s: a response is not warmed, because it has over %d bytes", repo.name, size)
-                    self._cache.give_up(response)
+                    self._cache.leave_out(response)
                     return False
         except asyncio.CancelledError:
             self._cache.give_up(response)
