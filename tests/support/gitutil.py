@@ -199,8 +199,8 @@ def commit_files(worktree: Path, files: Mapping[str, str | bytes | None], messag
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     git("add", "--all", "--", *files, cwd=worktree)
-    # Thousands are made in a run: each without a process that looks whether there is too much, and one that asks for
-    # the id.
+    # The tests make more than a thousand commits in a run. Each saves two processes: the one that checks whether to
+    # repack, and the one that would be asked for the id.
     told = git("-c", "maintenance.auto=false", "-c", "core.abbrev=no", "commit", "--allow-empty", "-m", message,
                cwd=worktree)  # fmt: skip
     found = re.match(r"\[(?:detached HEAD|\S+)(?: \(root-commit\))? ([0-9a-f]{40,64})\] ", told)

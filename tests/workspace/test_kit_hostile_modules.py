@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,11 +116,21 @@ def test_a_ring_ends(hostile: Node, tmp_path: Path, way: str) -> None:
 
 
 def test_a_deadline_ends_a_ring(hostile: Node, tmp_path: Path) -> None:
-    """The workspace is there when time is up, with what came until then."""
-    guest = by_git(hostile, hostile.guest(tmp_path / "home", GITMIRROR_DEADLINE="6"))
+    """The workspace is there when time is up, with what came until then. Each submodule takes two seconds."""
+    slow_git = tmp_path / "bin" / "git"
+    slow_git.parent.mkdir()
+    slow_git.write_text(
+        f'#!/bin/sh\ncase " $* " in *" submodule "*) sleep 2 ;; esac\nexec {shutil.which("git")} "$@"\n'
+    )
+    slow_git.chmod(0o755)
+    path = f"{slow_git.parent}{os.pathsep}{os.environ['PATH']}"
+    guest = by_git(hostile, hostile.guest(tmp_path / "home", GITMIRROR_DEADLINE="6", PATH=path))
     place = guest.home / "ws"
     done = hydrate(guest, place, "ring", "--submodules")
     done.hydrated(via="mirror")
     assert "is left empty: " in done.err
+    # Without the deadline it is followed to eight.
+    depths = [len(path.relative_to(place).parts) - 1 for path in place.rglob("ring.txt")]
+    assert max(depths, default=0) < 8
     guest.git("submodule", "status", "--recursive", cwd=place)
     guest.git("status", "--porcelain", cwd=place)

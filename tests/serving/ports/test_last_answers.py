@@ -27,7 +27,7 @@ INFO = f"/{WIDGETS}/info/refs?service=git-upload-pack"
 FETCH = f"/{WIDGETS}/git-upload-pack"
 PUSH = f"/{WIDGETS}/git-receive-pack"
 LIST = v2_request("ls-refs", ["ref-prefix HEAD"])
-AT_ONCE = 30.0
+IN_TIME = 30.0
 """Seconds: less than `idle_timeout`. That HTTP does not keep a connection is in its headers, too."""
 
 
@@ -50,7 +50,7 @@ def test_a_connection_over_git_ends_with_the_pack(node: Node) -> None:
         stays_open(sock)
         sock.sendall(fetch_request(node.tip, *SHALLOW))
         assert is_whole_pack(pack_of(read_answer(sock)))
-        assert ends_within(sock, AT_ONCE) == b""
+        assert ends_within(sock, IN_TIME) == b""
         wait_until(lambda: closed_by_peer(sock), timeout=10, message="the connection is closed")
 
 
@@ -126,7 +126,7 @@ def test_git_over_http_is_told_that_the_connection_ends(node: Node, compressed: 
         assert "connection" not in guest.ask("POST", FETCH, headers, fetch_request(node.tip, *SHALLOW)).headers
         last = guest.ask("POST", FETCH, headers | GIT, fetch_request(node.tip, *SHALLOW))
         assert last.headers["connection"] == "close" and is_whole_pack(pack_of(last.body))
-        assert ends_within(guest.sock, AT_ONCE) == b""
+        assert ends_within(guest.sock, IN_TIME) == b""
 
 
 def test_a_round_of_git_over_http_says_whether_it_is_the_last(node: Node) -> None:
@@ -156,7 +156,7 @@ def test_a_push_over_http_ends_with_its_report(node: Node) -> None:
         body = push_bytes([(ZERO, turn.commit, "refs/agents/last-answer")], turn.pack)
         reply = guest.ask("POST", PUSH, headers, body)
         assert b"unpack ok" in reply.body and reply.headers["connection"] == "close"
-        assert ends_within(guest.sock, AT_ONCE) == b""
+        assert ends_within(guest.sock, IN_TIME) == b""
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_a_whole_address_is_a_path_too(node: Node, ask: Callable[[str], str]) ->
     with HttpGuest(node.serve.http_url) as guest:
         reply = guest.ask("GET", ask(f"{node.serve.http_url}/healthz"), {"Connection": "close"})
         assert (reply.status, reply.body, reply.headers["connection"]) == (200, b"ok\n", "close")
-        assert ends_within(guest.sock, AT_ONCE) == b""
+        assert ends_within(guest.sock, IN_TIME) == b""
     with HttpGuest(node.serve.http_url) as guest:
         assert guest.ask("GET", f"{node.serve.http_url}{INFO}").status == 200
         assert guest.ask("GET", node.serve.http_url).status == 404
