@@ -1,12 +1,15 @@
 """A small HTTP server in front of `git http-backend` that misbehaves on demand.
 
-`git http-backend` speaks the protocol; this server only carries bytes to and from it. Tests use it through
-`tests.support.upstream`.
+`git http-backend` speaks the protocol; this server only carries bytes to and from it. What a refresh asks each second
+takes a quarter of its processes: the capabilities of protocol v2, which are the same for each repository with the same
+config, are asked for once, and upload-pack is started without the CGI program that would start it. Tests use it
+through `tests.support.upstream`.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import functools
 import gzip
@@ -19,6 +22,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -26,13 +30,18 @@ from tests.support.gitutil import clean_env, git
 from tests.support.traffic import Gone, Request, Traffic
 
 _BLOCK = 64 * 1024
+_FETCH = "application/x-git-upload-pack"
 _INNER = ("/info/refs", "/git-upload-pack", "/git-receive-pack", "/HEAD", "/objects/")
 
 
 @functools.cache
-def _backend() -> str:
+def _program(name: str) -> str:
     """`git http-backend` without the `git` that would start it: a third of what one of its small answers costs."""
-    return f"{git('--exec-path')}/git-http-backend"
+    return f"{git('--exec-path')}/git-{name}"
+
+
+_capabilities: dict[tuple[bytes, str], bytes] = {}
+"""What `git http-backend` answers to `info/refs` in protocol v2, by the config of the repository and `Git-Protocol`."""
 
 
 class CgiServer(ThreadingHTTPServer):
@@ -180,6 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _run_backend(self, name: str, inner: str, query: str, user: str, body: IO[bytes]) -> None:
         traffic = self.server.traffic
+        repo = traffic.root / f"{name}.git"
+        config, protocol = _plain_config(repo), self.headers.get("Git-Protocol", "")
         body.flush()
         env = clean_env(
             traffic.root,
@@ -192,21 +203,35 @@ class _Handler(BaseHTTPRequestHandler):
             CONTENT_LENGTH=str(os.fstat(body.fileno()).st_size) if self.command == "POST" else None,
             REMOTE_ADDR=self.client_address[0],
             REMOTE_USER=user or None,
-            GIT_PROTOCOL=self.headers.get("Git-Protocol"),
+            GIT_PROTOCOL=protocol or None,
             GIT_CONFIG_COUNT="1",
             GIT_CONFIG_KEY_0="http.receivepack",
             GIT_CONFIG_VALUE_0="true" if traffic.push else "false",
         )
+        if config and (self.command, self.headers.get("Content-Type")) == ("POST", f"{_FETCH}-request"):
+            head = [("Expires", "Fri, 01 Jan 1980 00:00:00 GMT"), ("Content-Type", f"{_FETCH}-result")]
+            with self._child([_program("upload-pack"), "--stateless-rpc", str(repo)], env, body) as output:
+                self._send(name, 200, head, output)
+            return
+        always = config and query == "service=git-upload-pack" and protocol == "version=2"
+        if always and (known := _capabilities.get((config, protocol))):
+            self._relay(name, cast(io.BufferedReader, io.BytesIO(known)))
+            return
+        with self._child([_program("http-backend")], env, body) as output:
+            if always:
+                answer = output.read()
+                if answer.startswith(b"Expires:") and answer.endswith(b"0000"):
+                    _capabilities[config, protocol] = answer
+                output = cast(io.BufferedReader, io.BytesIO(answer))
+            self._relay(name, output)
+
+    @contextlib.contextmanager
+    def _child(self, argv: list[str], env: dict[str, str], body: IO[bytes]) -> Iterator[io.BufferedReader]:
         child = subprocess.Popen(
-            [_backend()],
-            env=env,
-            stdin=body,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            argv, env=env, stdin=body, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        with traffic.running(child):
-            self._relay(name, cast(io.BufferedReader, child.stdout))
+        with self.server.traffic.running(child):
+            yield cast(io.BufferedReader, child.stdout)
             os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
     def _relay(self, name: str, output: io.BufferedReader) -> None:
@@ -218,8 +243,11 @@ class _Handler(BaseHTTPRequestHandler):
                 status = int(value.split()[0])
             elif key.lower() != "content-length":
                 headers.append((key, value.strip()))
+        self._send(name, status, headers, output)
+
+    def _send(self, name: str, status: int, headers: list[tuple[str, str]], output: io.BufferedReader) -> None:
         chunked = self.request_version != "HTTP/1.0"
-        headers.append(("Transfer-Encoding", "chunked") if chunked else ("Connection", "close"))
+        headers = [*headers, ("Transfer-Encoding", "chunked") if chunked else ("Connection", "close")]
         self.send_response(status)
         for key, value in headers:
             self.send_header(key, value)
@@ -251,6 +279,17 @@ class _Handler(BaseHTTPRequestHandler):
             sent += len(block)
             if faults.slow is not None and traffic.closing.wait(len(block) / faults.slow):
                 raise Gone
+
+
+def _plain_config(repo: Path) -> bytes:
+    """The config of a repository that git would open and that says nothing of HTTP; empty for any other."""
+    try:
+        config = (repo / "config").read_bytes()
+        head = (repo / "HEAD").read_bytes()
+    except OSError:
+        return b""
+    whole = head.startswith(b"ref: refs/") and (repo / "objects").is_dir() and (repo / "refs").is_dir()
+    return config if whole and b"http" not in config.lower() and b"include" not in config.lower() else b""
 
 
 def _locate(path: str) -> tuple[str, str]:

@@ -25,9 +25,11 @@ from typing import Any, cast
 import appliance.__main__
 import appliance.cli.main
 import appliance.core.daemon.service
+import appliance.core.git.browse
 import appliance.core.node.node
 import appliance.core.node.offline
 import appliance.core.node.running
+import appliance.core.node.sessions
 import appliance.core.store.migrations
 from appliance.core.api.application import make_application
 from appliance.core.api.compose import declare

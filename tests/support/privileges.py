@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import site
@@ -26,6 +27,7 @@ def bound_by_modes() -> list[str]:
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
 
 
+@functools.cache
 def other_users_python(user: int) -> tuple[str, str]:
     """Return an interpreter that the user `user` may run, and the PYTHONPATH of this checkout; skip without one.
 

@@ -32,8 +32,11 @@ def _mentions(pid: str, pattern: re.Pattern[bytes]) -> bool:
     process = b"/proc/" + pid.encode()
     for name in (b"/cmdline", b"/environ"):
         with contextlib.suppress(OSError), open(process + name, "rb", buffering=0) as file:
-            if pattern.search(file.read()):
+            said = file.read()
+            if pattern.search(said):
                 return True
+            if name == b"/cmdline" and not said:
+                return False  # A thread of the kernel, as a third of all are, or one that has ended.
     links = [process + b"/cwd"]
     with contextlib.suppress(OSError):
         links += [process + b"/fd/" + number for number in os.listdir(process + b"/fd")]

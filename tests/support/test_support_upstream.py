@@ -79,6 +79,24 @@ def test_what_is_not_there_is_404(upstream: HttpUpstream, path: str) -> None:
     assert status == 404
 
 
+def test_capabilities_are_those_of_the_repository(upstream: HttpUpstream) -> None:
+    """They are asked for once for each config: one that is changed is another."""
+
+    def told() -> bytes:
+        url = f"{upstream.url(WIDGETS)}/info/refs?service=git-upload-pack"
+        request = urllib.request.Request(url, headers={"Git-Protocol": "version=2"})
+        with urllib.request.urlopen(request) as answer:
+            assert answer.headers["Content-Type"] == "application/x-git-upload-pack-advertisement"
+            return bytes(answer.read())
+
+    first = told()
+    assert b"version 2" in first and b"fetch=shallow wait-for-done filter\n" in first and told() == first
+    git("config", "uploadpack.allowFilter", "false", cwd=upstream.path(WIDGETS))
+    assert b"fetch=shallow wait-for-done\n" in told()
+    git("config", "uploadpack.allowFilter", "true", cwd=upstream.path(WIDGETS))
+    assert told() == first
+
+
 def test_an_empty_repository(upstream: HttpUpstream) -> None:
     upstream.add("acme/empty")
     assert remote_refs(upstream.url("acme/empty")) == {}
