@@ -11,6 +11,7 @@ socket for this process alone, stdin, stdout and stderr. There it reads a JSON o
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import json
@@ -19,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from typing import Any, cast
 
@@ -96,6 +98,30 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     sys.argv = [appliance.__main__.__file__, *request["argv"]]
 
 
+def _run() -> None:
+    """Runs the command, and ends as Python does but for taking its modules apart.
+
+    For that, each page of them would be copied first, which is most of what a short command takes here.
+    """
+    code = 0
+    try:
+        appliance.__main__.main()
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            raise
+        code = ended.code or 0
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        # Python says so, and ends with a code of its own.
+        sys.exit(code)
+    os._exit(code)
+
+
 if __name__ == "__main__":
     # The patterns of the routes, which Python keeps once they are compiled.
     nothing = cast(Any, None)
@@ -104,4 +130,4 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()
     wait_to_become_one(socket.socket(fileno=int(sys.argv[1])))
-    appliance.__main__.main()
+    _run()
