@@ -13,7 +13,7 @@ from tests.conftest import WIDGETS, ServeFactory
 from tests.recording.conftest import AGENTS, ARCHIVE, TURNS, record_turn
 from tests.serving.conftest import SETTLED, Node
 from tests.support.gitutil import git, refs
-from tests.support.serve import Serve, Value
+from tests.support.serve import CommandFailed, Serve, Value
 from tests.support.upstream import HttpUpstream
 
 
@@ -48,16 +48,18 @@ def record_session(node: Node, guest: Path, session: str, turns: int = 2) -> lis
 
 def back_up(serve: Serve, to: Path) -> dict[str, Any]:
     """Make a backup; return its report."""
-    report = serve.cli_json("backup", str(to), codes=(0,))
+    report = json.loads(serve.here("backup", str(to), "--json"))
     assert isinstance(report, dict)
     return report
 
 
-def verify(serve: Serve, to: Path, *, timeout: float = 60.0) -> list[str]:
+def verify(serve: Serve, to: Path) -> list[str]:
     """The files that `backup verify` finds damaged; its exit code says the same."""
-    done = serve.cli("backup", "verify", str(to), "--json", check=False, timeout=timeout)
-    faults = json.loads(done.stdout)["faults"]
-    assert done.returncode == (3 if faults else 0), done.stderr
+    try:
+        faults, code = json.loads(serve.here("backup", "verify", str(to), "--json"))["faults"], 0
+    except CommandFailed as failure:
+        faults, code = json.loads(failure.done.stdout)["faults"], failure.done.returncode
+    assert code == (3 if faults else 0)
     return [fault["path"] for fault in faults]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -36,6 +37,7 @@ from tests.backup.conftest import record_session, recorded
 from tests.conftest import WIDGETS
 from tests.recording.conftest import AGENTS, TURNS
 from tests.serving.conftest import SETTLED, Node
+from tests.support.forked import ForkedProcess
 from tests.support.gitutil import git, kill_group, refs
 from tests.support.serve import ROOT, Serve
 from tests.support.upstream import HttpUpstream
@@ -169,18 +171,22 @@ def test_a_damaged_backup_is_not_restored(stopped: Stopped, tmp_path: Path) -> N
 def test_a_killed_backup_leaves_the_one_before(stopped: Stopped, tmp_path: Path) -> None:
     """At ten random moments; the next one removes what was left."""
     stopped.back_up()
-    argv = [*Serve(tmp_path / "x").command, "--state", str(stopped.layout.state), "backup", str(stopped.target)]
+    idle, argv = Serve(tmp_path / "x"), ["--state", str(stopped.layout.state), "backup", str(stopped.target)]
+
+    def start_backup() -> ForkedProcess:
+        # Forked, so that it is killed in its work and not while Python imports what it needs for that.
+        with open(os.devnull, "r+b") as nothing:
+            return ForkedProcess(argv, env=idle.env, cwd=ROOT, files=(nothing, nothing, nothing))
+
     start = time.monotonic()
-    subprocess.run(argv, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    assert start_backup().wait(60) == 0
     takes, chance, killed = time.monotonic() - start, random.Random(24), 0
     for number in range(1000, 1100):
         if killed == 10:
             break
         stopped.add_turn(number)
         before, start = stopped.newest(), time.monotonic()
-        process = subprocess.Popen(
-            argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        process = start_backup()
         try:
             process.wait(chance.uniform(0.3, 1.0) * takes)
             # The machine has less to do than before, and the next ones are killed earlier.

@@ -27,7 +27,7 @@ from tests.support.generate import generate_repository
 from tests.support.gitutil import fsck, wait_until
 from tests.support.serve import Serve
 
-REPOSITORIES = int(os.environ.get("NODE_REPOSITORIES", "30"))
+REPOSITORIES = int(os.environ.get("NODE_REPOSITORIES", "10"))
 SESSIONS = 10
 """In each repository, with two turns each."""
 
@@ -75,7 +75,7 @@ def test_a_node_dies_with_its_disk(serve_factory: ServeFactory, tmp_path: Path) 
     first = back_up("the first backup")
     assert first["repositories"] == REPOSITORIES and first["turns"] == REPOSITORIES * SESSIONS * 2
     assert back_up("a backup without news")["files"] == 2, "the database and its head"
-    changed = crowd.names()[:: max(1, REPOSITORIES // 10)]
+    changed = crowd.names()[:: max(2, REPOSITORIES // 10)]
     crowd.record_more(changed)
     assert back_up(f"a backup with news of {len(changed)} repositories")["files"] == 2 + len(changed)
     with clock.over("backup verify, of three backups"):

@@ -65,7 +65,7 @@ def make_upstream(root: Path, size: int) -> HttpUpstream:
 
 @dataclass
 class Traffic:
-    """Guests that fetch and push, a few in a second, until they are stopped, and what failed of that."""
+    """Guests that fetch and push, one after the other, until they are stopped, and what failed of that."""
 
     serve: Serve
     place: Path
@@ -100,7 +100,7 @@ class Traffic:
             else:
                 self.turns.append(commit)
             self.done += 1
-            self._stop.wait(0.3)
+            self._stop.wait(0.8)
 
     def go_on(self) -> None:
         """Wait until a few more guests came, and require that all got what they wanted."""
@@ -128,7 +128,7 @@ class SmallNode:
             found = self.storage()
             return found if look(found) else None
 
-        found = wait_until(is_so, timeout=150, message=f"{message}\n{self.serve.log()[-4000:]}")
+        found = wait_until(is_so, timeout=150, interval=0.25, message=f"{message}\n{self.serve.log()[-4000:]}")
         self.traffic.go_on()
         return found
 

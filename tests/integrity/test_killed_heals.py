@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,19 @@ from tests.git.lab import followed
 from tests.integrity.conftest import Scene, kept
 from tests.integrity.test_matrix import packs, truncate
 from tests.recording.conftest import AGENTS
-from tests.support.gitutil import fsck, refs
+from tests.support.forked import run_forked
+from tests.support.gitutil import clean_env, fsck, refs
 from tests.support.serve import ROOT
 
-STRIDE = 1 if os.environ.get("HEAL_KILLS") == "all" else 9
-"""A heal has some 80 steps. Each kill takes seconds, so the suite kills at every ninth; HEAL_KILLS=all at each."""
+STRIDE = 1 if os.environ.get("HEAL_KILLS") == "all" else 14
+"""A heal has some 80 steps. Each kill takes a second, so the suite kills at every 14th; HEAL_KILLS=all at each."""
 
 
-def heal_until(base: Path, step: int, how: str) -> subprocess.CompletedProcess[str]:
+def heal_until(base: Path, step: int, how: str) -> subprocess.CompletedProcess[bytes]:
     """Have a process heal it and die at a step; 0 for none."""
-    argv = [sys.executable, "-m", "tests.integrity.heal_once", str(base), str(step), how]
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    env = {**clean_env(base), "PYTHONPATH": str(ROOT)}
+    argv, module = [str(base), str(step), how], "tests.integrity.heal_once"
+    return run_forked(argv, module=module, env=env, cwd=ROOT, input=None, timeout=120)
 
 
 @pytest.mark.slow

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import pty
 import re
 import subprocess
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -93,18 +95,22 @@ def fetch_hostile(node: Node) -> None:
 
 
 def piped(hostile: Hostile, *args: str) -> tuple[int, bytes, bytes]:
-    """A command with both outputs in pipes: its code and what it wrote."""
-    done = run_process(hostile.serve._argv(*args), cwd=hostile.serve.cwd, env=hostile.serve.env, timeout=60)
-    return done.returncode, done.stdout, done.stderr
+    """A command whose outputs are no terminal: its code and what it wrote."""
+    serve = hostile.serve
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, open(os.devnull, "rb") as nothing:
+        code = serve._popen(serve._argv(*args), nothing, stdout, stderr).wait(60)
+        for file in (stdout, stderr):
+            file.seek(0)
+        return code, stdout.read(), stderr.read()
 
 
 def on_a_terminal(hostile: Hostile, *args: str, **extra: str) -> bytes:
     """The same on a terminal: all that reached it."""
     ours, theirs = pty.openpty()
-    env = {**hostile.serve.env, "TERM": "xterm", "GITMIRROR_PAGER": "cat", **extra}
-    argv = hostile.serve._argv(*args)
-    child = subprocess.Popen(argv, cwd=hostile.serve.cwd, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
+    serve = copy.copy(hostile.serve)
+    serve.env = {**serve.env, "TERM": "xterm", "GITMIRROR_PAGER": "cat", **extra}
+    with open(theirs, "r+b", buffering=0) as terminal:
+        child = serve._popen(serve._argv(*args), terminal, terminal, terminal)
     shown = b""
     with contextlib.suppress(OSError):
         while data := os.read(ours, 65536):

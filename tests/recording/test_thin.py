@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import WIDGETS
 from tests.recording.conftest import AGENTS, new_session, session_of
 from tests.serving.conftest import Node
-from tests.support.generate import add_commit, force_push
+from tests.support.generate import add_commit, add_commits, force_push
 from tests.support.gitutil import clean_env, git, run_process
 
 TIPS = 500
@@ -50,11 +50,14 @@ def test_a_guest_of_five_hundred_tips_ago_sends_a_handful_of_objects(
     sparse = node.guest(tmp_path / "sparse", "--depth=1", "--filter=blob:none", "--sparse")
     start, upstream = node.tip, node.upstream.path(WIDGETS)
     for number in range(10):
-        for each in range(TIPS // 10):
-            add_commit(upstream, "main", {f"src/new-{number}.txt": f"{each}\n", "README.md": f"{number} {each}\n"})
-        node.serve.cli("refresh", WIDGETS)
+        add_commits(
+            upstream,
+            "main",
+            [{f"src/new-{number}.txt": f"{each}\n", "README.md": f"{number} {each}\n"} for each in range(TIPS // 10)],
+        )
+        node.serve.here("refresh", WIDGETS)
     force_push(upstream, "main", depth=TIPS)
-    node.serve.cli("refresh", WIDGETS)
+    node.serve.here("refresh", WIDGETS)
     for guest in (shallow, sparse):
         name = new_session()
         change_a_line(guest)
@@ -71,7 +74,7 @@ def test_a_guest_at_an_old_tip_sends_a_handful_of_objects(make_node: Callable[..
     node = make_node()
     guest = node.guest(tmp_path / "guest", "--depth=1", "--filter=blob:none", "--sparse")
     force_push(node.upstream.path(WIDGETS), "main", depth=2)
-    node.serve.cli("refresh", WIDGETS)
+    node.serve.here("refresh", WIDGETS)
     change_a_line(guest)
     objects, trace = push_and_count(guest, new_session(), tmp_path)
     assert objects == 3 and "git-upload-pack" not in trace
@@ -83,12 +86,12 @@ def test_blobs_of_a_tip_that_was_forced_away_are_still_fetched(make_node: Callab
     node = make_node()
     upstream = node.upstream.path(WIDGETS)
     add_commit(upstream, "main", {"src/only-here.txt": "only in the tip that goes\n"})
-    node.serve.cli("refresh", WIDGETS)
+    node.serve.here("refresh", WIDGETS)
     guest = node.guest(tmp_path / "guest", "--depth=1", "--filter=blob:none", "--no-checkout")
     force_push(upstream, "main", depth=2)
     git("reflog", "expire", "--all", "--expire=now", cwd=upstream)
     git("gc", "--quiet", "--prune=now", cwd=upstream)
-    node.serve.cli("refresh", WIDGETS)
+    node.serve.here("refresh", WIDGETS)
     assert git("show", "HEAD:src/only-here.txt", cwd=guest) == "only in the tip that goes"
     git("checkout", "--quiet", "--force", "HEAD", cwd=guest)
     assert (guest / "src" / "only-here.txt").exists()

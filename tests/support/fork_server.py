@@ -5,8 +5,8 @@ other, with a session, files, environment and working directory of its own; `for
 how the program starts, and of the built file, start it anew.
 
 It is run as `python -m tests.support.fork_server FD`. On that socket each request is a packet with four descriptors: a
-socket for this process alone, stdin, stdout and stderr. There it reads a JSON object with `argv`, `env`, `cwd` and
-`umask`, and answers with the pid, and with the exit status once there is one.
+socket for this process alone, stdin, stdout and stderr. There it reads a JSON object with `module`, `argv`, `env`,
+`cwd` and `umask`, and answers with the pid, and with the exit status once there is one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 import gc
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -40,8 +41,11 @@ LARGEST = 1 << 20
 """Bytes of a request."""
 
 
-def wait_to_become_one(control: socket.socket) -> None:
-    """Returns in each forked process, as that process. In the server, does not return before `control` is closed."""
+def wait_to_become_one(control: socket.socket) -> str:
+    """Returns the module to run, in each forked process, as that process.
+
+    In the server, does not return before `control` is closed.
+    """
     woken, wake = os.pipe()
     for end in (woken, wake):
         os.set_blocking(end, False)
@@ -68,7 +72,7 @@ def wait_to_become_one(control: socket.socket) -> None:
             for left in (control.detach(), own.detach(), woken, wake, *asking.values()):
                 os.close(left)
             _become(request, descriptors[1:])
-            return
+            return str(request["module"])
         own.send(b"%d" % pid)
         asking[pid] = own.detach()
         for descriptor in descriptors[1:]:
@@ -98,14 +102,17 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     sys.argv = [appliance.__main__.__file__, *request["argv"]]
 
 
-def _run() -> None:
-    """Runs the command, and ends as Python does but for taking its modules apart.
+def _run(module: str) -> None:
+    """Runs the command, or a module of the tests, and ends as Python does but for taking its modules apart.
 
     For that, each page of them would be copied first, which is most of what a short command takes here.
     """
     code = 0
     try:
-        appliance.__main__.main()
+        if module == "appliance":
+            appliance.__main__.main()
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         if not isinstance(ended.code, int | None):
             raise
@@ -129,5 +136,4 @@ if __name__ == "__main__":
     # So that a child copies few pages that the server has, too.
     gc.collect()
     gc.freeze()
-    wait_to_become_one(socket.socket(fileno=int(sys.argv[1])))
-    _run()
+    _run(wait_to_become_one(socket.socket(fileno=int(sys.argv[1]))))

@@ -1,4 +1,7 @@
-"""Runs `python -m appliance` from a process that has imported it, in a fraction of the time; see `fork_server`."""
+"""Runs `python -m appliance` from a process that has imported it, in a fraction of the time; see `fork_server`.
+
+So it does `python -m tests.ROOM.MODULE`, which changes something and then goes on as `appliance`, or uses its parts.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,20 @@ _starting = threading.Lock()
 
 
 class ForkedProcess:
-    """A process with what the tests use of `subprocess.Popen`; `args` are the words after `python -m appliance`."""
+    """A process with what the tests use of `subprocess.Popen`; `args` are the words after `python -m MODULE`."""
 
     stdin: IO[bytes] | None = None
     stdout: IO[bytes] | None = None
     stderr: IO[bytes] | None = None
 
     def __init__(
-        self, args: Sequence[str], *, env: Mapping[str, str], cwd: Path, files: tuple[IO[bytes], IO[bytes], IO[bytes]]
+        self,
+        args: Sequence[str],
+        *,
+        module: str = "appliance",
+        env: Mapping[str, str],
+        cwd: Path,
+        files: tuple[IO[bytes], IO[bytes], IO[bytes]],
     ) -> None:
         """`files` are stdin, stdout and stderr."""
         self.args = list(args)
@@ -41,7 +50,7 @@ class ForkedProcess:
         self._own, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         umask = os.umask(0o022)
         os.umask(umask)
-        request = {"argv": self.args, "env": dict(env), "cwd": str(cwd), "umask": umask}
+        request = {"module": module, "argv": self.args, "env": dict(env), "cwd": str(cwd), "umask": umask}
         with theirs:
             self._own.send(json.dumps(request).encode())
             with _starting:
@@ -78,7 +87,9 @@ def can_fork(command: Sequence[str], env: Mapping[str, str]) -> bool:
     """
     variables = {name for name in env if name.startswith("PYTHON")} - {"PYTHONPATH"}
     return (
-        list(command) == [sys.executable, "-m", "appliance"]
+        list(command[:2]) == [sys.executable, "-m"]
+        and len(command) == 3
+        and (command[2] == "appliance" or command[2].startswith("tests."))
         and env.get("PYTHONPATH") == str(ROOT)
         and env.get("LC_ALL") == "C"
         and not variables
@@ -104,7 +115,13 @@ def _server() -> socket.socket:
 
 
 def run_forked(
-    args: Sequence[str], *, env: Mapping[str, str], cwd: Path, input: bytes | None, timeout: float
+    args: Sequence[str],
+    *,
+    module: str = "appliance",
+    env: Mapping[str, str],
+    cwd: Path,
+    input: bytes | None,
+    timeout: float,
 ) -> subprocess.CompletedProcess[bytes]:
     """`gitutil.run_process` for a command that `can_fork`."""
     with (
@@ -114,7 +131,7 @@ def run_forked(
     ):
         given.write(input or b"")
         given.seek(0)
-        process = ForkedProcess(args, env=env, cwd=cwd, files=(given, stdout, stderr))
+        process = ForkedProcess(args, module=module, env=env, cwd=cwd, files=(given, stdout, stderr))
         try:
             code = process.wait(timeout)
         except BaseException:

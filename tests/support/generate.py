@@ -189,6 +189,16 @@ def add_commit(bare: Path, branch: str, files: Mapping[str, str | bytes | None],
     return _import(bare, b"".join([*parts, b"get-mark :1\n"]))
 
 
+def add_commits(bare: Path, branch: str, changes: Sequence[Mapping[str, str]], message: str = "A change") -> str:
+    """Make a commit of each of `changes` on top of an existing branch, all by one process; return the last one's id."""
+    parts = [_head(branch, message), f"from {_tip(bare, branch)}\n".encode()]
+    for number, files in enumerate(changes):
+        if number:
+            parts.append(_head(branch, message))
+        parts += [f"M 100644 inline {_quote(path)}\n".encode() + _data(data.encode()) for path, data in files.items()]
+    return _import(bare, b"".join([*parts, b"get-mark :1\n"]))
+
+
 def commit_entries(bare: Path, lines: Sequence[str]) -> str:
     """Commit exactly these lines of `git update-index --index-info` on top of `main`; return the commit's id.
 

@@ -302,7 +302,7 @@ class Serve:
         argv = self._argv(*args)
         if can_fork(self.command, self.env):
             words = argv[len(self.command) :]
-            raw = run_forked(words, cwd=self.cwd, env=self.env, input=data, timeout=timeout)
+            raw = run_forked(words, module=self.command[-1], cwd=self.cwd, env=self.env, input=data, timeout=timeout)
         else:
             raw = run_process(argv, cwd=self.cwd, env=self.env, input=data, timeout=timeout)
         done = subprocess.CompletedProcess(raw.args, raw.returncode, raw.stdout.decode(), raw.stderr.decode())
@@ -374,7 +374,8 @@ class Serve:
     ) -> subprocess.Popen[bytes] | ForkedProcess:
         if can_fork(self.command, self.env) and not self.starter:
             argv = argv[len(self.command) :]
-            return ForkedProcess(argv, env=self.env, cwd=self.cwd, files=(stdin, stdout, stderr))
+            files = (stdin, stdout, stderr)
+            return ForkedProcess(argv, module=self.command[-1], env=self.env, cwd=self.cwd, files=files)
         return subprocess.Popen(
             argv, cwd=self.cwd, env=self.env, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.recording import stingy
 from tests.support.forked import ROOT, ForkedProcess, can_fork, run_forked
 from tests.support.gitutil import clean_env, kill_group, run_process
 
@@ -45,6 +46,16 @@ def test_a_command_says_and_returns_the_same(env: dict[str, str], words: list[st
     forked = run_forked(words, env=env, cwd=ROOT, input=None, timeout=60)
     started = run_process([*COMMAND, *words], env=env, cwd=ROOT)
     assert (forked.returncode, forked.stdout, forked.stderr) == (started.returncode, started.stdout, started.stderr)
+
+
+def test_a_module_of_the_tests_is_run_as_a_program(env: dict[str, str]) -> None:
+    """It changes something and then is `appliance`; a module of somebody else is started."""
+    command = [*COMMAND[:2], stingy.__name__]
+    assert can_fork(command, env) and not can_fork([*COMMAND[:2], "json.tool"], env)
+    forked = run_forked(["no-such-command"], module=command[-1], env=env, cwd=ROOT, input=None, timeout=60)
+    started = run_process([*command, "no-such-command"], env=env, cwd=ROOT)
+    assert (forked.returncode, forked.stdout, forked.stderr) == (started.returncode, started.stdout, started.stderr)
+    assert forked.returncode == 2
 
 
 def test_serve_is_a_process_of_its_own(serving: ForkedProcess, tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def bare_upstream(tmp_path_factory: pytest.TempPathFactory, big_bare: Path) -> I
 
 def limited(serve_factory: ServeFactory, upstream: HttpUpstream, repo: str = WIDGETS, **limits: Value) -> Serve:
     """A running node with `limits` in its `[serve]`."""
-    serve = serve_factory(repos=[upstream.url(repo)], refresh=SETTLED, serve=limits).start()
+    serve = serve_factory(
+        repos=[upstream.url(repo)], refresh=SETTLED, serve=limits, workspace={"enabled": False}
+    ).start()
     serve.wait_for_repo(repo)
     return serve
 
@@ -186,10 +188,15 @@ def test_an_idle_guest_is_cut_off(serve_factory: ServeFactory, upstream: HttpUps
 def test_a_guest_that_does_not_read_is_cut_off(
     serve_factory: ServeFactory, bare_upstream: HttpUpstream, version: int
 ) -> None:
-    """A guest that requests 24 MB and reads nothing loses its slot after idle_timeout."""
+    """A guest that requests 14 MB and reads nothing loses its slot after idle_timeout."""
     serve = limited(serve_factory, bare_upstream, BIG, idle_timeout="3s", max_clients=1)
-    with start_fetch(serve, BIG, version=version):
+    received = 0
+    with start_fetch(serve, BIG, version=version) as sock:
         wait_until(lambda: clients(serve) == 0, timeout=60, message="it is cut off")
+        with contextlib.suppress(ConnectionResetError):
+            while part := sock.recv(2**20):
+                received += len(part)
+    assert received < 14 * 2**20, "the sockets hold all of it"
     wait_until(lambda: serve.processes() == [serve.pid], message="its child is gone")
 
 

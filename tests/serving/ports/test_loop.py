@@ -15,6 +15,7 @@ from tests.conftest import WIDGETS
 from tests.serving.conftest import SETTLED, Node
 from tests.serving.fetch.wire import http_ask, post_headers, v2_request
 from tests.support.gitutil import refs
+from tests.support.pkt import FLUSH, pkt
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 from tests.support.watchdog import Watchdog
@@ -149,9 +150,11 @@ def test_as_many_prefixes_as_fit_against_as_many_refs(node: Node, watchdog: Watc
 def test_half_a_million_wants_are_worked_on_aside(node: Node, watchdog: Watchdog) -> None:
     """They are read, sorted, hashed and written for git, in two shapes, one of which is not cached."""
     watchdog.forget()
-    wants = [f"want {number * 7919:040x}" for number in range(500_000)]
-    for more in (["done"], ["have " + "1" * 40, "done"]):
-        request = v2_request("fetch", ["ofs-delta", *wants, *more])
+    head = v2_request("fetch", ["ofs-delta"]).removesuffix(FLUSH)
+    # As `pkt` would make each, in a tenth of the time.
+    wants = b"".join(b"0032want %040x\n" % (number * 7919) for number in range(500_000))
+    for more in (b"", pkt("have " + "1" * 40 + "\n")):
+        request = b"".join([head, wants, more, pkt("done\n"), FLUSH])
         url = f"{node.serve.http_url}/{WIDGETS}/git-upload-pack"
         reply = http_ask(url, "POST", post_headers(), request)
         assert b"not our ref" in reply.body

@@ -82,9 +82,9 @@ def test_a_guest_that_dies(
 
 @pytest.mark.slow
 def test_guests_that_die_at_random(own_node: Node) -> None:
-    """Forty guests at once, each cut off at a random byte in a random way, some on one session."""
+    """Twenty-four guests at once, each cut off at a random byte in a random way, some on one session."""
     node, dice = own_node, random.Random(11)
-    turns = [make_turn(node.mirror, f"random {number}", size=dice.choice((10, 5_000, 60_000))) for number in range(40)]
+    turns = [make_turn(node.mirror, f"random {number}", size=dice.choice((10, 5_000, 60_000))) for number in range(24)]
 
     def be_a_guest(number: int, turn: Turn) -> None:
         ref = f"refs/agents/random-{number}"
@@ -186,7 +186,7 @@ def test_what_a_killed_serve_left_running_writes_nothing_more(own_node: Node) ->
 
 @pytest.mark.slow
 def test_serve_killed_again_and_again_while_agents_push(own_node: Node) -> None:
-    """Six kills at random moments with six agents pushing turn after turn: no row is lost, none is false."""
+    """Four kills at random moments with four agents pushing turn after turn: no row is lost, none is false."""
     node, dice, done = own_node, random.Random(23), threading.Event()
     node.serve.keep_ports()
     address = node.serve.git_address
@@ -211,7 +211,7 @@ def test_serve_killed_again_and_again_while_agents_push(own_node: Node) -> None:
 
     def kill_again_and_again() -> None:
         try:
-            for _ in range(6):
+            for _ in range(4):
                 accepted = len(told)
                 wait_until(lambda accepted=accepted: len(told) > accepted + 3, timeout=60, message="agents push")  # type: ignore[misc]
                 time.sleep(dice.random() * 0.2)
@@ -220,7 +220,7 @@ def test_serve_killed_again_and_again_while_agents_push(own_node: Node) -> None:
         finally:
             done.set()
 
-    run_together([*[partial(be_an_agent, agent) for agent in range(6)], kill_again_and_again])
+    run_together([*[partial(be_an_agent, agent) for agent in range(4)], kill_again_and_again])
     rows = assert_log_is_true(node, timeout=60)
     # The last serve may itself run git for a moment, after it has written that all is settled.
     wait_until(lambda: node.serve.processes() == [node.serve.pid], message="no process of a killed serve is left")
