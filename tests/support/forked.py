@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 _BY_EXEC = bool(os.environ.get("SERVE_BY_EXEC"))
 _starting = threading.Lock()
 
+Ids = tuple[int, int, Sequence[int]]
+"""The user, the group and the other groups that a process has, where they are not those of the tests."""
+
 
 class ForkedProcess:
     """A process with what the tests use of `subprocess.Popen`; `args` are the words after `python -m appliance`."""
@@ -32,20 +35,27 @@ class ForkedProcess:
     stderr: IO[bytes] | None = None
 
     def __init__(
-        self, args: Sequence[str], *, env: Mapping[str, str], cwd: Path, files: tuple[IO[bytes], IO[bytes], IO[bytes]]
+        self,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        files: tuple[IO[bytes], IO[bytes], IO[bytes]],
+        python: Sequence[str] = (sys.executable,),
+        ids: Ids | None = None,
     ) -> None:
-        """`files` are stdin, stdout and stderr."""
+        """`files` are stdin, stdout and stderr; `python` is what the server is started by."""
         self.args = list(args)
         self.returncode: int | None = None
         self._lock = threading.Lock()
         self._own, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         umask = os.umask(0o022)
         os.umask(umask)
-        request = {"argv": self.args, "env": dict(env), "cwd": str(cwd), "umask": umask}
+        request = {"argv": self.args, "env": dict(env), "cwd": str(cwd), "umask": umask, "ids": ids}
         with theirs:
             self._own.send(json.dumps(request).encode())
             with _starting:
-                server = _server()
+                server = _server(tuple(python), env["PYTHONPATH"])
             socket.send_fds(server, [b"x"], [theirs.fileno(), *(file.fileno() for file in files)])
         self.pid = int(self._own.recv(64))
 
@@ -78,8 +88,8 @@ def can_fork(command: Sequence[str], env: Mapping[str, str]) -> bool:
     """
     variables = {name for name in env if name.startswith("PYTHON")} - {"PYTHONPATH"}
     return (
-        list(command) == [sys.executable, "-m", "appliance"]
-        and env.get("PYTHONPATH") == str(ROOT)
+        list(command[1:]) == ["-m", "appliance"]
+        and env.get("PYTHONPATH", "").split(os.pathsep)[0] == str(ROOT)
         and env.get("LC_ALL") == "C"
         and not variables
         and not _BY_EXEC
@@ -87,14 +97,14 @@ def can_fork(command: Sequence[str], env: Mapping[str, str]) -> bool:
 
 
 @functools.cache
-def _server() -> socket.socket:
-    """The socket of the server of this process, which ends when the socket is closed."""
+def _server(python: tuple[str, ...], path: str) -> socket.socket:
+    """The socket of the server of this process, which ends when the socket is closed. What it forks has what it has."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fork_server", str(theirs.fileno())],
+            [*python, "-m", "tests.support.fork_server", str(theirs.fileno())],
             cwd=ROOT,
-            env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(ROOT), "LC_ALL": "C", "TZ": "UTC"},
+            env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": path, "LC_ALL": "C", "TZ": "UTC"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
@@ -104,7 +114,14 @@ def _server() -> socket.socket:
 
 
 def run_forked(
-    args: Sequence[str], *, env: Mapping[str, str], cwd: Path, input: bytes | None, timeout: float
+    args: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    input: bytes | None,
+    timeout: float,
+    python: Sequence[str] = (sys.executable,),
+    ids: Ids | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     """`gitutil.run_process` for a command that `can_fork`."""
     with (
@@ -114,7 +131,7 @@ def run_forked(
     ):
         given.write(input or b"")
         given.seek(0)
-        process = ForkedProcess(args, env=env, cwd=cwd, files=(given, stdout, stderr))
+        process = ForkedProcess(args, env=env, cwd=cwd, files=(given, stdout, stderr), python=python, ids=ids)
         try:
             code = process.wait(timeout)
         except BaseException:
