@@ -23,8 +23,9 @@ from tests.support.upstream import GitDaemonUpstream, HttpUpstream
 
 WIDGETS = "acme/widgets"
 """The repository that the `upstream` fixture serves."""
-WITHOUT_WORKSPACES = {"backup", "fleet", "recording", "refresh"}
-"""Rooms whose tests start `serve` with `[workspace] enabled = false`, unless they say otherwise."""
+WITHOUT_WORKSPACES = {"backup", "fleet", "observability", "recording", "refresh"}
+"""Rooms whose tests start `serve` with `[workspace] enabled = false`, unless they say otherwise: a test in the section,
+a module by `KEEPS_WORKSPACES`."""
 
 # A shell that starts the tests in the background has SIGINT ignored, and what they start would ignore it as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -94,7 +95,8 @@ def git_env(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="module", autouse=True)
 def workspaces(request: pytest.FixtureRequest) -> None:
     """Has `serve` keep workspaces ready, as it does by default, but for the rooms that have nothing to do with them."""
-    Serve.keeps_workspaces = request.path.relative_to(ROOT / "tests").parts[0] not in WITHOUT_WORKSPACES
+    has_to_do = request.path.relative_to(ROOT / "tests").parts[0] not in WITHOUT_WORKSPACES
+    Serve.keeps_workspaces = getattr(request.module, "KEEPS_WORKSPACES", has_to_do)
 
 
 @pytest.fixture(autouse=True)

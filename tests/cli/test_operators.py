@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forked import Ids
 from tests.support.gitutil import commit_files, git
-from tests.support.privileges import other_users_python
+from tests.support.privileges import other_users_python, run_as
 from tests.support.serve import Serve, write_config
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users"), pytest.mark.slow]
@@ -38,11 +39,8 @@ class Installed:
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command as a user."""
         serve = self.serve
-        return subprocess.run(
-            [*serve.command, "--state", str(serve.state), "--config", str(serve.config), *words],
-            user=user, group=user, extra_groups=groups, cwd=cwd, env=serve.env, capture_output=True, text=True,
-            timeout=60, check=False,
-        )  # fmt: skip
+        words = ("--state", str(serve.state), "--config", str(serve.config), *words)
+        return run_as((user, user, groups), serve.command, words, env=serve.env, cwd=cwd)
 
     def member(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Runs a command as a member of the service's group."""
@@ -65,10 +63,11 @@ def node() -> Iterator[Installed]:
     git("clone", "--quiet", str(upstream), str(place / "work"))
     commit_files(place / "work", {"a.txt": "1\n"}, "One")
     git("push", "--quiet", "origin", "HEAD:main", cwd=place / "work")
-    env = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "RUNTIME_DIRECTORY": str(runtime)}
+    env = {"PYTHONPATH": path, "RUNTIME_DIRECTORY": str(runtime)}
     try:
         with Serve(state, python=python, env=env) as serve:
-            write_config(serve.config, [{"url": f"file://{upstream}", "name": REPO}], refresh={"allow_local": True})
+            repos = [{"url": f"file://{upstream}", "name": REPO}]
+            write_config(serve.config, repos, refresh={"allow_local": True}, workspace={"enabled": False})
             serve.start()
             serve.wait_for_repo(REPO)
             tip = commit_files(place / "work", {"a.txt": "2\n"}, "Two")
@@ -218,12 +217,10 @@ def test_the_group_to_join_is_named(node: Installed) -> None:
     user = pwd.getpwnam("nobody")
     place = node.runtime.parent / "closed"
     place.mkdir(mode=0o750)
-    words = [*node.serve.command, "--state", str(place), "repos"]
+    words = ["--state", str(place), "repos"]
     for group, advice in ((grp.getgrnam("daemon").gr_gid, "`sudo usermod -aG daemon nobody`"), (0, "run the command")):
         os.chown(place, 0, group)
-        done = subprocess.run(
-            words, user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd="/", env=node.serve.env,
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        ids: Ids = (user.pw_uid, user.pw_gid, [])
+        done = run_as(ids, node.serve.command, words, env=node.serve.env, cwd=Path("/"))
         assert done.returncode == 1 and advice in done.stderr
         assert ("usermod" in done.stderr) == bool(group)

@@ -29,6 +29,7 @@ from tests.support.upstream import HttpUpstream
 
 OTHER = "acme/other"
 OFTEN = {"interval": "1s"}
+KEEPS_WORKSPACES = True
 
 
 @pytest.fixture

@@ -48,8 +48,10 @@ def test_every_trouble_has_its_own_words_and_clears_by_itself(
     with GitDaemonUpstream(tmp_path / "daemon") as daemon, TlsFront(upstream.port, right) as front:
         daemon.add("bad/refused", generated_bare)
         urls = [upstream.url(name) for name in (WIDGETS, *(f"bad/{kind}" for kind in SWITCHES))]
+        urls += [front.url("bad/tls"), daemon.url("bad/refused"), "http://no-such-host.invalid/bad/dns"]
         serve = serve_factory(
-            repos=[*urls, front.url("bad/tls"), daemon.url("bad/refused"), "http://no-such-host.invalid/bad/dns"],
+            # The one that hangs takes the longest. The others would be asked a hundred times meanwhile.
+            repos=[{"url": url, "interval": "1s" if url.endswith("timeout") else "4s"} for url in urls],
             # Longer than a refresh takes that nothing is wrong with, however busy the machine is.
             refresh={**QUICK, "timeout": "8s"},
             alerts={"command": script(tmp_path / "tell", f"cat >>{told}")},

@@ -23,6 +23,7 @@ from tests.support.pkt import PushConnection
 from tests.support.serve import Serve, Value
 from tests.support.upstream import HttpUpstream
 
+KEEPS_WORKSPACES = True
 NOW = 1769860800.0
 REPO = Repo(1, WIDGETS, "https://example.com/acme/widgets", None, "cli", None, True, NOW)
 FETCH = FetchEnded(repo=REPO, fetch=Hydration(WIDGETS, "1" * 40, 1, "full", "hit", 100, 0.1, 0.5, "c", "git"))

@@ -12,6 +12,7 @@ from tests.serving.fetch.wire import http_ask
 from tests.support.gitutil import wait_until
 
 ROUNDING = 0.01
+KEEPS_WORKSPACES = True
 
 
 def test_everybody_is_told_the_same_lag(hooked: Hooked) -> None:

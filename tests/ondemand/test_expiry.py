@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def allowing(allowing: Allowing) -> Allowing:
+    """Without workspaces, unless it is said otherwise."""
+    return partial(allowing, workspace={"enabled": False})
 
 
 def names(serve: Serve) -> dict[str, str]:
@@ -59,7 +66,7 @@ def bring(serve: Serve, dest: Path) -> Path:
 
 def test_what_nobody_uses_ends(allowing: Allowing, upstream: HttpUpstream, tmp_path: Path) -> None:
     """The mirror and everything beside it go, and it can be brought again."""
-    serve = allowing(expire_after="5s")
+    serve = allowing(expire_after="5s", workspace={"enabled": True})
     bring(serve, tmp_path / "one")
     wait_until(lambda: names(serve) == {}, timeout=60, message="it has ended")
     wait_until(lambda: files(serve) == [], message="its files are gone")
@@ -94,7 +101,7 @@ def test_use_and_recordings_keep_it(allowing: Allowing, upstream: HttpUpstream, 
 def test_what_else_keeps_it(allowing: Allowing, tmp_path: Path, keeper: str) -> None:
     # On a busy machine it may be seconds until the keeper is there, and more until a disk is built.
     expire_after = 8 if keeper == "lease" else 6
-    serve = allowing(expire_after=f"{expire_after}s")
+    serve = allowing(expire_after=f"{expire_after}s", workspace={"enabled": keeper == "lease"})
     bring(serve, tmp_path / "one")
     if keeper == "ref":
         # As after the loss of a database: a turn that no table has.

@@ -14,6 +14,7 @@ import pytest
 from tests.support.gitutil import clean_env, git
 from tests.support.serve import ROOT
 
+MAN_PAGE = "docs/gitmirror.1"
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
@@ -79,6 +80,7 @@ def fresh(pyz: Path, tmp_path: Path) -> Packed:
 def checkout(make_once: MakeOnce, pyz: Path) -> Path:
     """A repository with the files of this checkout in one commit on `main`, built. Not to be written to: clone it.
 
+    The tests and the pages, which are most of the files, are not among them: nothing here reads them.
     Building in it fetches nothing: it has the environment and the wheels that building `pyz` has fetched.
     """
 
@@ -87,7 +89,7 @@ def checkout(make_once: MakeOnce, pyz: Path) -> Path:
         listed = git("-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z", env={**env, **_TRUSTING})
         for name in filter(None, listed.split("\0")):
             source, target = ROOT / name, path / name
-            if source.is_file():
+            if source.is_file() and (name == MAN_PAGE or not name.startswith(("tests/", "docs/"))):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(source.read_bytes())
                 target.chmod(source.stat().st_mode & 0o777)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.pyz.conftest import lend_build_directory
 from tests.support.gitutil import git, wait_until
+from tests.support.serve import write_config
 
 ANY_PORTS = {f"GITMIRROR_RUN_{name}": "127.0.0.1:0" for name in ("GIT", "HTTP", "ADMIN")}
 
@@ -75,15 +76,24 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 
 @pytest.fixture
-def clone_of(checkout: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Clones the checkout with some options, as far built as it is."""
+def clone_of(checkout: Path, shared_directory: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Clones the checkout with some options, as far built as it is.
 
-    def clone(*options: str) -> Path:
+    Unless it is `fresh`, it has a state directory with the file unpacked and a configuration without workspaces: both
+    take most of the time of a run, and have nothing to do with what is cloned.
+    """
+
+    def clone(*options: str, fresh: bool = False) -> Path:
         path = tmp_path / "a clone"
         git("clone", "--quiet", *options, checkout.as_uri(), str(path))
         lend_build_directory(path)
         (path / "dist").mkdir()
         os.link(checkout / "dist" / "gitmirror.pyz", path / "dist" / "gitmirror.pyz")
+        if not fresh:
+            (path / ".gitmirror").mkdir()
+            (shared_directory / "shiv-of-run").mkdir(exist_ok=True)
+            (path / ".gitmirror" / "shiv").symlink_to(shared_directory / "shiv-of-run")
+            write_config(path / ".gitmirror" / "run.toml", refresh={"allow_local": True}, workspace={"enabled": False})
         return path
 
     return clone
@@ -100,7 +110,7 @@ def test_the_printed_line_gives_a_working_clone(
     run: Run, clone_of: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
     """Of this very checkout; Ctrl-C then ends everything in good order."""
-    here = clone_of(*(["--depth=1"] if kind == "shallow" else []))
+    here = clone_of(*(["--depth=1"] if kind == "shallow" else []), fresh=kind == "whole")
     if kind == "detached":
         git("-C", str(here), "checkout", "--quiet", "--detach")
         git("-C", str(here), "branch", "--delete", "--force", "main")

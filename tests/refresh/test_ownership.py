@@ -8,38 +8,24 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import WIDGETS
 from tests.support.gitutil import commit_files, git, remote_refs, wait_until
-from tests.support.privileges import other_users_python
+from tests.support.privileges import other_users_python, run_as
 from tests.support.serve import Serve
 from tests.support.upstream import HttpUpstream
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
 
-def run_as(user: pwd.struct_passwd, argv: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command as another user. Raises OSError when that user may not even start it."""
-    return subprocess.run(
-        argv,
-        user=user.pw_uid,
-        group=user.pw_gid,
-        extra_groups=[],
-        env=env,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def command_of(serve: Serve, *args: str) -> list[str]:
-    """Return the command line of a command on the state directory of `serve`."""
-    return [*serve.command, "--state", str(serve.state), "--config", str(serve.config), *args]
+def run_by(user: pwd.struct_passwd, serve: Serve, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on the state directory of `serve` as another user."""
+    words = ["--state", str(serve.state), "--config", str(serve.config), *args]
+    return run_as((user.pw_uid, user.pw_gid, []), serve.command, words, env={**serve.env, **env}, cwd=Path("/"))
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +47,7 @@ def serve(owner: pwd.struct_passwd) -> Iterator[Serve]:
         state = place / "state"
         state.mkdir()
         os.chown(state, owner.pw_uid, owner.pw_gid)
-        env = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-        with Serve(state, python=python, env=env, refresh={"interval": "1s"}) as serve:
+        with Serve(state, python=python, env={"PYTHONPATH": path}, refresh={"interval": "1s"}) as serve:
             yield serve
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -131,7 +116,7 @@ def test_serve_of_root_acts_as_the_owner(
 def test_after_root_the_owner_can_go_on(serve: Serve, upstream: HttpUpstream, owner: pwd.struct_passwd) -> None:
     """What root's commands made, the service's own user can read and change."""
     serve.cli("add-repo", upstream.url(WIDGETS))
-    done = run_as(owner, command_of(serve, "disable", WIDGETS), serve.env)
+    done = run_by(owner, serve, "disable", WIDGETS)
     assert done.returncode == 0, done.stderr
     assert serve.cli_json("repos")[0]["enabled"] is False
 
@@ -143,9 +128,9 @@ def test_somebody_else_is_told_whose_it_is(serve: Serve, owner: pwd.struct_passw
     # The command that made it closed it.
     subprocess.run(["chmod", "-R", "o+rX", str(serve.state)], check=True)
     stranger = next(user for user in pwd.getpwall() if user.pw_uid not in (0, owner.pw_uid))
-    assert run_as(stranger, command_of(serve, "repos"), serve.env).returncode == 0
+    assert run_by(stranger, serve, "repos").returncode == 0
     for command, code in ((["disable", "a/b"], 4), (["serve", *serve.options], 1)):
-        done = run_as(stranger, command_of(serve, *command), serve.env)
+        done = run_by(stranger, serve, *command)
         assert done.returncode == code, done
         assert "Traceback" not in done.stderr and str(serve.state) in done.stderr and "user" in done.stderr
 
@@ -163,7 +148,7 @@ def test_a_user_who_may_not_enter_learns_what_to_do(serve: Serve, owner: pwd.str
     serve.cli("repos")
     os.chown(serve.state, 0, 0)
     serve.state.chmod(0o750)
-    done = run_as(owner, command_of(serve, *command.split()), {**serve.env, "PATH": os.defpath, "HOME": "/nonexistent"})
+    done = run_by(owner, serve, *command.split(), PATH=os.defpath, HOME="/nonexistent")
     assert done.returncode == 1
     assert f"this user may not enter the state directory {serve.state}" in done.stderr
     assert "sudo" in done.stderr
@@ -174,7 +159,7 @@ def test_doctor_tells_a_user_who_may_not_enter(serve: Serve, owner: pwd.struct_p
     """The checks that need nothing of it are made all the same, and the others say nothing that is not so."""
     os.chown(serve.state, 0, 0)
     serve.state.chmod(0o750)
-    done = run_as(owner, command_of(serve, "doctor"), {**serve.env, "PATH": os.defpath, "HOME": "/nonexistent"})
+    done = run_by(owner, serve, "doctor", PATH=os.defpath, HOME="/nonexistent")
     assert done.returncode == 3
     assert f"{serve.state} cannot be used by this user" in done.stdout
     assert "run the command with sudo" in done.stdout

@@ -6,7 +6,7 @@ how the program starts, and of the built file, start it anew.
 
 It is run as `python -m tests.support.fork_server FD`. On that socket each request is a packet with four descriptors: a
 socket for this process alone, stdin, stdout and stderr. There it reads a JSON object with `module`, `argv`, `env`,
-`cwd` and `umask`, and answers with the pid, and with the exit status once there is one.
+`cwd`, `umask` and `ids`, and answers with the pid, and with the exit status once there is one.
 """
 
 from __future__ import annotations
@@ -94,6 +94,11 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
         os.dup2(descriptor, number)
     for descriptor in descriptors:
         os.close(descriptor)
+    if request["ids"]:
+        user, group, groups = request["ids"]
+        os.setgroups(groups)
+        os.setgid(group)
+        os.setuid(user)
     os.chdir(request["cwd"])
     os.umask(request["umask"])
     os.environ.clear()

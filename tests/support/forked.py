@@ -26,6 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 _BY_EXEC = bool(os.environ.get("SERVE_BY_EXEC"))
 _starting = threading.Lock()
 
+Ids = tuple[int, int, Sequence[int]]
+"""The user, the group and the other groups that a process has, where they are not those of the tests."""
+
 
 class ForkedProcess:
     """A process with what the tests use of `subprocess.Popen`; `args` are the words after `python -m MODULE`."""
@@ -42,19 +45,28 @@ class ForkedProcess:
         env: Mapping[str, str],
         cwd: Path,
         files: tuple[IO[bytes], IO[bytes], IO[bytes]],
+        python: Sequence[str] = (sys.executable,),
+        ids: Ids | None = None,
     ) -> None:
-        """`files` are stdin, stdout and stderr."""
+        """`files` are stdin, stdout and stderr; `python` is what the server is started by."""
         self.args = list(args)
         self.returncode: int | None = None
         self._lock = threading.Lock()
         self._own, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         umask = os.umask(0o022)
         os.umask(umask)
-        request = {"module": module, "argv": self.args, "env": dict(env), "cwd": str(cwd), "umask": umask}
+        request = {
+            "module": module,
+            "argv": self.args,
+            "env": dict(env),
+            "cwd": str(cwd),
+            "umask": umask,
+            "ids": ids,
+        }
         with theirs:
             self._own.send(json.dumps(request).encode())
             with _starting:
-                server = _server()
+                server = _server(tuple(python), env["PYTHONPATH"])
             socket.send_fds(server, [b"x"], [theirs.fileno(), *(file.fileno() for file in files)])
         self.pid = int(self._own.recv(64))
 
@@ -87,10 +99,10 @@ def can_fork(command: Sequence[str], env: Mapping[str, str]) -> bool:
     """
     variables = {name for name in env if name.startswith("PYTHON")} - {"PYTHONPATH"}
     return (
-        list(command[:2]) == [sys.executable, "-m"]
+        list(command[1:2]) == ["-m"]
         and len(command) == 3
         and (command[2] == "appliance" or command[2].startswith("tests."))
-        and env.get("PYTHONPATH") == str(ROOT)
+        and env.get("PYTHONPATH", "").split(os.pathsep)[0] == str(ROOT)
         and env.get("LC_ALL") == "C"
         and not variables
         and not _BY_EXEC
@@ -98,14 +110,14 @@ def can_fork(command: Sequence[str], env: Mapping[str, str]) -> bool:
 
 
 @functools.cache
-def _server() -> socket.socket:
-    """The socket of the server of this process, which ends when the socket is closed."""
+def _server(python: tuple[str, ...], path: str) -> socket.socket:
+    """The socket of the server of this process, which ends when the socket is closed. What it forks has what it has."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fork_server", str(theirs.fileno())],
+            [*python, "-m", "tests.support.fork_server", str(theirs.fileno())],
             cwd=ROOT,
-            env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(ROOT), "LC_ALL": "C", "TZ": "UTC"},
+            env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": path, "LC_ALL": "C", "TZ": "UTC"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
@@ -122,6 +134,8 @@ def run_forked(
     cwd: Path,
     input: bytes | None,
     timeout: float,
+    python: Sequence[str] = (sys.executable,),
+    ids: Ids | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     """`gitutil.run_process` for a command that `can_fork`."""
     with (
@@ -131,7 +145,8 @@ def run_forked(
     ):
         given.write(input or b"")
         given.seek(0)
-        process = ForkedProcess(args, module=module, env=env, cwd=cwd, files=(given, stdout, stderr))
+        files = (given, stdout, stderr)
+        process = ForkedProcess(args, module=module, env=env, cwd=cwd, files=files, python=python, ids=ids)
         try:
             code = process.wait(timeout)
         except BaseException:

@@ -9,9 +9,12 @@ import shutil
 import site
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
+from tests.support.forked import Ids, can_fork, run_forked
 from tests.support.serve import ROOT
 
 
@@ -45,3 +48,18 @@ def other_users_python(user: int) -> tuple[str, str]:
             if done.returncode == 0:
                 return python, path
     pytest.skip("no Python of 3.11 or newer that another user may run")
+
+
+def run_as(
+    ids: Ids, command: Sequence[str], words: Sequence[str], *, env: Mapping[str, str], cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run `command` with `words` as somebody, and return its output. Raises OSError if they may not even start it."""
+    if can_fork(command, env):
+        raw = run_forked(words, env=env, cwd=cwd, input=None, timeout=60, python=command[:1], ids=ids)
+        return subprocess.CompletedProcess(raw.args, raw.returncode, raw.stdout.decode(), raw.stderr.decode())
+    user, group, groups = ids
+    return subprocess.run(
+        [*command, *words],
+        user=user, group=group, extra_groups=groups, cwd=cwd, env=env, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip

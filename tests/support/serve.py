@@ -106,7 +106,7 @@ class Serve:
         self.config = state.with_name(f"{state.name}.toml")
         self.home = state.with_name(f"{state.name}.home")
         self.command = [str(python), str(pyz)] if pyz else [str(python), "-m", "appliance"]
-        self.starter: Sequence[str] = ()
+        self.starter: list[str] = []
         """Words before `command` that `serve` is started by, such as `setpriv`; other commands are not."""
         self.cwd = state.parent if pyz else ROOT
         defaults = {"SHIV_ROOT": str(state.with_name(f"{state.name}.shiv"))} if pyz else {"PYTHONPATH": str(ROOT)}
@@ -301,8 +301,10 @@ class Serve:
         data = None if input is None else input.encode()
         argv = self._argv(*args)
         if can_fork(self.command, self.env):
-            words = argv[len(self.command) :]
-            raw = run_forked(words, module=self.command[-1], cwd=self.cwd, env=self.env, input=data, timeout=timeout)
+            words, python, module = argv[len(self.command) :], self.command[:1], self.command[-1]
+            raw = run_forked(
+                words, module=module, cwd=self.cwd, env=self.env, input=data, timeout=timeout, python=python
+            )
         else:
             raw = run_process(argv, cwd=self.cwd, env=self.env, input=data, timeout=timeout)
         done = subprocess.CompletedProcess(raw.args, raw.returncode, raw.stdout.decode(), raw.stderr.decode())
@@ -360,6 +362,8 @@ class Serve:
         """Wait until a ref of the mirror is at `oid` (None: does not exist). Reads the mirror itself."""
 
         def look() -> bool:
+            if oid is not None and ref.startswith("refs/"):
+                return _is_at(self.mirror(name), ref, oid)
             try:
                 code, found, _ = git_result("rev-parse", "--quiet", "--verify", ref, cwd=self.mirror(name))
             except (FileNotFoundError, NotADirectoryError):
@@ -372,10 +376,11 @@ class Serve:
     def _popen(
         self, argv: list[str], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]
     ) -> subprocess.Popen[bytes] | ForkedProcess:
-        if can_fork(self.command, self.env) and not self.starter:
-            argv = argv[len(self.command) :]
-            files = (stdin, stdout, stderr)
-            return ForkedProcess(argv, module=self.command[-1], env=self.env, cwd=self.cwd, files=files)
+        if can_fork(self.command, self.env) and self.starter[:1] in ([], ["setpriv"]):
+            argv = argv[len(self.starter) + len(self.command) :]
+            files, module = (stdin, stdout, stderr), self.command[-1]
+            python = [*self.starter, self.command[0]]
+            return ForkedProcess(argv, module=module, env=self.env, cwd=self.cwd, files=files, python=python)
         return subprocess.Popen(
             argv, cwd=self.cwd, env=self.env, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
         )
@@ -387,6 +392,15 @@ class Serve:
         url = getattr(self.ready, listener, None)
         assert isinstance(url, str), f"serve has no {listener} listener"
         return url
+
+
+def _is_at(repository: Path, ref: str, oid: str) -> bool:
+    # Without a git process for each look. What is packed is in `packed-refs` before its file goes.
+    with contextlib.suppress(OSError):
+        return (repository / ref).read_text().strip() == oid
+    with contextlib.suppress(OSError):
+        return f"{oid} {ref}" in (repository / "packed-refs").read_text().splitlines()
+    return False
 
 
 def _toml(value: Value) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from tests.recording import stingy
 from tests.support.forked import ROOT, ForkedProcess, can_fork, run_forked
 from tests.support.gitutil import clean_env, kill_group, run_process
+from tests.support.privileges import other_users_python
 
 COMMAND = [sys.executable, "-m", "appliance"]
 
@@ -56,6 +59,28 @@ def test_a_module_of_the_tests_is_run_as_a_program(env: dict[str, str]) -> None:
     started = run_process([*command, "no-such-command"], env=env, cwd=ROOT)
     assert (forked.returncode, forked.stdout, forked.stderr) == (started.returncode, started.stdout, started.stderr)
     assert forked.returncode == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_it_has_the_ids_that_were_asked_for(env: dict[str, str], tmp_path: Path) -> None:
+    """And no other group, such as one of root's."""
+    python, env["PYTHONPATH"] = other_users_python(61001)
+    words, ids = ["serve", "--git", "127.0.0.1:0", "--http", "", "--admin", ""], (61001, 61002, [61003])
+    state = Path(tempfile.mkdtemp(prefix="gitmirror-test-"))
+    os.chown(state, 61001, 61002)
+    read, write = os.pipe()
+    try:
+        env["GITMIRROR_STATE"] = str(state)
+        with open(os.devnull, "rb") as nothing, open(write, "wb") as stdout, (tmp_path / "log").open("wb") as stderr:
+            files = (nothing, stdout, stderr)
+            process = ForkedProcess(words, env=env, cwd=Path("/"), files=files, python=[python], ids=ids)
+        with open(read) as lines:
+            assert lines.readline().startswith("ready "), (tmp_path / "log").read_text()
+            found = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+        kill_group(process)
+    finally:
+        shutil.rmtree(state)
+    assert [set(found[name].split()) for name in ("Uid", "Gid", "Groups")] == [{"61001"}, {"61002"}, {"61003"}]
 
 
 def test_serve_is_a_process_of_its_own(serving: ForkedProcess, tmp_path: Path) -> None:

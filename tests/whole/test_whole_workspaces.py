@@ -12,7 +12,7 @@ from tests.workspace.conftest import Guest, skip_where_the_shell_has_tools
 from tests.workspace.disk.drives_lab import Machine
 from tests.workspace.disk.guest.test_leased_drives import devices
 
-BIG = 200 * 2**20
+BIG = 24 * 2**20
 """Bytes of the largest LFS file."""
 BY_GIT = ("git-lfs", "timeout", *SUBMODULE_TOOLS)
 """The tools of a guest that cannot download but by git."""
