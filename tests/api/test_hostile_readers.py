@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -21,12 +22,15 @@ from appliance.core.api.slots import MOST, MOST_EACH
 from tests.api.wire import Wire, request
 from tests.support.generate import generate_repository
 from tests.support.gitutil import commit_files, git, wait_until
+from tests.support.processes import mentions
 from tests.support.serve import Serve
 
 REPO = "acme/widgets"
 IDLE = 3.0
 SIZE = 12 * 2**20
 """Bytes of the large diff: more than sockets and pipes hold, so a reader that stops holds git up."""
+LINES = SIZE // 64
+"""Of the medium diff, a quarter of the large one."""
 
 
 class Node:
@@ -41,13 +45,16 @@ class Node:
         upstream = generate_repository(place / "upstream.git", files=20, commits=10, branches=3, tags=3)
         self.serve.cli("add-repo", f"file://{upstream}", "--name", REPO)
         work = self.serve.clone(place / "work", REPO)
-        lines = "".join(f"{number:015x}\n" for number in range(SIZE // 16))
-        commit_files(work, {"large.txt": lines}, "A large file")
-        git("push", "-q", "origin", "HEAD:refs/agents/large", cwd=work)
-        commit_files(work, {"large.txt": lines[: SIZE // 2]}, "A file of half the size")
-        git("push", "-q", "origin", "HEAD:refs/agents/medium", cwd=work)
-        commit_files(work, {"small.txt": "x\n"}, "A small file")
-        git("push", "-q", "origin", "HEAD:refs/agents/small", cwd=work)
+        # Few lines, because git takes longer for many; those of the medium one are what a document is made of.
+        files = {
+            "large": "".join(f"{number:0255x}\n" for number in range(SIZE // 256)),
+            "medium": "".join(f"{number:015x}\n" for number in range(LINES)),
+            "small": "x\n",
+        }
+        for name, text in files.items():
+            git("checkout", "-q", "--detach", "origin/main", cwd=work)
+            commit_files(work, {f"{name}.txt": text}, f"A {name} file")
+            git("push", "-q", "origin", f"HEAD:refs/agents/{name}", cwd=work)
         self.tokens = [self.issue() for _ in range(2)]
         self.address = urlsplit(self.serve.admin_url)
 
@@ -68,14 +75,15 @@ class Node:
         return wire.say(request("GET", path, Authorization=f"{scheme}{self.tokens[token][1]}", Accept=accept))
 
     def readers(self) -> list[int]:
-        """The pids of git that reads the mirror."""
+        """The pids of git that reads the mirror. Only of such is looked at more than the words: this is polled."""
         found = []
-        for pid in self.serve.processes():
+        for pid in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+                    words = file.read().split(b"\0")
                 if words[0] == b"git" and {b"diff", b"cat-file", b"pack-objects", b"ls-tree"} & set(words):
-                    found.append(pid)
-        return found
+                    found.append(int(pid))
+        return [pid for pid in found if mentions(pid, self.serve.state)]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +175,8 @@ def test_head_of_a_stream_has_its_headers_and_leaves_no_git(node: Node) -> None:
 @pytest.mark.slow
 def test_many_requests_at_once_run_few_processes(node: Node) -> None:
     """Each gets its patch, or is told to come back."""
-    count, most, ended = 100, 0, threading.Event()
+    # Large enough that git takes a while.
+    count, most, ended = 3 * MOST_EACH, 0, threading.Event()
 
     def watch() -> None:
         nonlocal most
@@ -178,7 +187,7 @@ def test_many_requests_at_once_run_few_processes(node: Node) -> None:
     watching.start()
     try:
         with ThreadPoolExecutor(count) as pool:
-            responses = list(pool.map(lambda _: node.get(SMALL), range(count)))
+            responses = list(pool.map(lambda _: node.get(MEDIUM), range(count)))
     finally:
         ended.set()
         watching.join()
@@ -273,13 +282,13 @@ def test_diffs_as_documents_take_bounded_memory(node: Node) -> None:
     refused = node.get(LARGE, accept=JSON)
     assert (refused.status_code, refused.json()["type"]) == (422, "urn:gitmirror:problem:too-large")
     one = node.get(MEDIUM, accept=JSON)
-    assert one.json()["insertions"] == SIZE // 32
+    assert one.json()["insertions"] == LINES
     before = _rss(node.serve.pid)
     stopped = [node.open(MEDIUM, token=number % 2, accept=JSON) for number in range(4 * MOST)]
     try:
         for wire in stopped[:MOST]:
             assert wire.head()[0] in (200, 503)
-        assert _rss(node.serve.pid) - before < DOCUMENTS * 45_000_000 + MOST * 2**20
+        assert _rss(node.serve.pid) - before < DOCUMENTS * 23_000_000 + MOST * 2**20
     finally:
         for wire in stopped:
             wire.close()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import select
+import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +21,8 @@ from tests.access.conftest import TOKEN, lock, write_secret
 from tests.conftest import WIDGETS
 from tests.serving.conftest import SETTLED
 from tests.support.generate import add_commit
-from tests.support.gitutil import clean_env, git, run_process
-from tests.support.serve import Serve
+from tests.support.gitutil import clean_env, git, kill_group, run_process
+from tests.support.serve import ROOT, Serve
 from tests.support.upstream import HttpUpstream
 
 PROGRAMS = Path(__file__).with_name("programs")
@@ -51,6 +55,8 @@ class Client:
     env: Mapping[str, str] = field(default_factory=dict)
     source: str | None = None
     """The file of `programs` from which `scripts/get_clients.sh` compiled the program."""
+    kept: Kept | None = None
+    """Where its program is left running, if it is a library that takes longer to load than to do anything."""
 
     @property
     def id(self) -> str:
@@ -92,14 +98,71 @@ class Client:
 
     def run(self, *args: str) -> Said:
         """Run it with these arguments."""
-        home = Path(os.environ["HOME"])
+        if self.kept is not None:
+            return self.kept.ask(self, args)
+        argv, env = self.command(Path(os.environ["HOME"]))
+        done = run_process([*argv, *args], env=env, timeout=120)
+        return Said(done.returncode, (done.stdout + done.stderr).decode(errors="replace"))
+
+    def command(self, home: Path) -> tuple[list[str], dict[str, str]]:
+        """The first words and the environment of its program, with this home and the right version there."""
         # JGit knows no other place.
         config = home / ".gitconfig"
         config.write_text("" if self.version is None else f"[protocol]\n\tversion = {self.version}\n")
         env = clean_env(home, GIT_CONFIG_GLOBAL=str(config), **self.env)
-        argv = [each.replace("$HOME", str(home)) for each in self.argv]
-        done = run_process([*argv, *args], env=env, timeout=120)
-        return Said(done.returncode, (done.stdout + done.stderr).decode(errors="replace"))
+        return [each.replace("$HOME", str(home)) for each in self.argv], env
+
+
+class Kept:
+    """The programs of clients that do one thing after another, as an editor or a build server does.
+
+    Each reads the words of an action from a line, separated by tabs, and prints a line with a NUL and the exit code
+    after what its user could read.
+    """
+
+    def __init__(self, homes: Path) -> None:
+        self._homes = homes
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def ask(self, client: Client, words: Sequence[str], timeout: float = 120) -> Said:
+        """What the client did. If it does not end in time its program is killed, and the next action has a new one."""
+        key = f"{client.id} {sorted(client.env.items())}"
+        process = self._running.get(key) or self._start(client)
+        self._running[key] = process
+        try:
+            return self._answer(process, "\t".join(words), timeout)
+        except BaseException:
+            kill_group(self._running.pop(key))
+            raise
+
+    def close(self) -> None:
+        """End all programs."""
+        for process in self._running.values():
+            kill_group(process)
+        self._running.clear()
+
+    def _start(self, client: Client) -> subprocess.Popen[bytes]:
+        home = self._homes / str(len(self._running))
+        home.mkdir(exist_ok=True)
+        argv, env = client.command(home)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            argv, env=env, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, bufsize=0, start_new_session=True
+        )
+
+    @staticmethod
+    def _answer(process: subprocess.Popen[bytes], line: str, timeout: float) -> Said:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        os.write(process.stdin.fileno(), f"{line}\n".encode())
+        said, ends = b"", time.monotonic() + timeout
+        while not (ended := re.search(rb"\0(\d+)\n$", said)):
+            ready, _, _ = select.select([process.stdout], [], [], max(0.0, ends - time.monotonic()))
+            assert ready, f"not done after {timeout} s: {said.decode(errors='replace')}"
+            read = os.read(process.stdout.fileno(), 65536)
+            assert read, f"the program has ended: {said.decode(errors='replace')}"
+            said += read
+        return Said(int(ended[1]), said[: ended.start()].decode(errors="replace"))
 
 
 def _git(name: str) -> list[Client]:
@@ -108,7 +171,7 @@ def _git(name: str) -> list[Client]:
 
 
 def _python(name: str, program: str) -> list[Client]:
-    argv, env = (sys.executable, str(PROGRAMS / program)), {"PYTHONPATH": str(GOT / name / "lib")}
+    argv, env = (sys.executable, str(PROGRAMS / program)), {"PYTHONPATH": f"{GOT / name / 'lib'}:{ROOT}"}
     return [Client(name, road, argv, env=env) for road in ("git", "http")]
 
 
@@ -139,6 +202,8 @@ CLIENTS = [
     *(Client("go-git", road, (str(GOT / "go-git" / "client"),), source="gogit.go") for road in ("git", "http")),
 ]
 """Each client over each protocol that it speaks."""
+LIBRARIES = ("dulwich", "pygit2", "isomorphic-git", "jgit")
+"""Those whose programs are left running: loading the library is most of what an action takes."""
 
 
 @dataclass(frozen=True)
@@ -193,10 +258,18 @@ def private_hub(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) 
             yield Hub(serve, upstream)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+    """The programs that the tests of a module share."""
+    programs = Kept(tmp_path_factory.mktemp("homes"))
+    yield programs
+    programs.close()
+
+
 @pytest.fixture(params=CLIENTS, ids=[client.id for client in CLIENTS])
-def client(request: pytest.FixtureRequest) -> Client:
+def client(request: pytest.FixtureRequest, kept: Kept) -> Client:
     """Each client over each protocol. Skips the test if there is no such client on this machine."""
     found: Client = request.param
     if found.missing:
         pytest.skip(found.missing)
-    return found
+    return replace(found, kept=kept) if found.name in LIBRARIES else found

@@ -15,6 +15,8 @@ from tests.support.gitutil import clean_env, commit_files, fsck, git, git_result
 
 pytestmark = pytest.mark.slow
 
+CHUNKED = 5 * 2**18
+"""Bytes of a turn past the size at which git and JGit send a request in chunks."""
 OVER_HTTP = [client for client in CLIENTS if client.road == "http" and client.name not in ("git-oldest", "git-newest")]
 """Those to which a read token is given in another way than to git."""
 PUSHING = [client for client in CLIENTS if client.version != 0]
@@ -75,12 +77,11 @@ def test_it_clones_fetches_and_records(hub_of_clients: Hub, client: Client, tmp_
 
 
 def test_it_records_from_a_shallow_clone(hub_of_clients: Hub, client: Client, tmp_path: Path) -> None:
-    """A depth of 1 is one commit; a turn of megabytes is recorded from it, and a fetch brings what is new."""
+    """A depth of 1 is one commit; a large turn is recorded from it, and a fetch brings what is new."""
     hub = hub_of_clients
     workspace = cloned(hub, client, tmp_path / "clone", depth=1)
     assert git("rev-list", "--count", "HEAD", cwd=workspace) == "1"
-    # Past the size at which git and JGit send a request in chunks.
-    noise = random.Random(client.id).randbytes(3 * 2**20)
+    noise = random.Random(client.id).randbytes(CHUNKED)
     commit_files(workspace, {"noise.bin": noise}, f"a large turn of {client.id}")
     record(hub, client, workspace, f"shallow-{client.id}")
     # With a tree that is new: go-git does not say that its history is cut off, and git leaves out what is in all of it.
@@ -100,18 +101,22 @@ def test_its_user_reads_why_a_push_is_refused(hub_of_clients: Hub, client: Clien
     commit_files(workspace, {"turn.txt": session}, session)
     record(hub, client, workspace, session)
     git("tag", "-a", "-m", f"a tag of {client.id}", "new", cwd=workspace)
-    # Large enough that the pack is still on its way when the push is refused.
-    noise = random.Random(client.id).randbytes(3 * 2**20)
-    commit_files(workspace, {"noise.bin": noise}, f"a refused turn of {client.id}")
     before = refs(hub.mirror)
-    for refspec, reason in (
+    # Large enough that the first pack is still on its way when the push is refused. Those after it are small.
+    noise = random.Random(client.id).randbytes(CHUNKED)
+    commit_files(workspace, {"noise.bin": noise}, f"a refused turn of {client.id}")
+    attempts = [
         ("+HEAD:refs/heads/mine", "branches and tags are the upstream's: push them there"),
         ("+HEAD:refs/heads/main", "branches and tags are the upstream's: push them there"),
         ("+HEAD:refs/agents/two/parts", "only refs/agents/SESSION may be written"),
         (f":refs/agents/{session}", "recorded sessions cannot be deleted"),
         # What is in the pack is known only once git has unpacked it, so this is refused by the hook.
         ("refs/tags/new:refs/agents/tagged", "a recorded object has to be a commit"),
-    ):
+    ]
+    for number, (refspec, reason) in enumerate(attempts):
+        if number == 1:
+            git("reset", "--quiet", "--hard", "HEAD~1", cwd=workspace)
+            commit_files(workspace, {"turn.txt": "small"}, f"a small turn of {client.id}")
         said = client.push(workspace, refspec)
         assert said.code != 0, f"{refspec}: {said.text}"
         reports: list[str] = []

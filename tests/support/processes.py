@@ -13,9 +13,17 @@ def processes_of(path: Path) -> list[int]:
 
     A child of the appliance has a session of its own and may be orphaned, so neither group nor parent would find it.
     """
-    here = re.compile(re.escape(os.fsencode(path)) + rb"(?![\w.-])")
-    own = os.getpid()
+    here, own = _pattern(path), os.getpid()
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own and _mentions(name, here)]
+
+
+def mentions(pid: int, path: Path) -> bool:
+    """Whether this process is one of those."""
+    return _mentions(str(pid), _pattern(path))
+
+
+def _pattern(path: Path) -> re.Pattern[bytes]:
+    return re.compile(re.escape(os.fsencode(path)) + rb"(?![\w.-])")
 
 
 def cpu_seconds(pid: int) -> float:

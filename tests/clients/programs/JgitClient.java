@@ -1,27 +1,39 @@
+import java.io.BufferedReader;
 import java.io.File;
+import java.io.InputStreamReader;
 import java.io.PrintWriter;
+import java.nio.charset.StandardCharsets;
 import org.eclipse.jgit.api.CloneCommand;
 import org.eclipse.jgit.api.Git;
-import org.eclipse.jgit.api.errors.GitAPIException;
 import org.eclipse.jgit.transport.OperationResult;
 import org.eclipse.jgit.transport.PushResult;
 import org.eclipse.jgit.transport.RefSpec;
 import org.eclipse.jgit.transport.RemoteRefUpdate;
 
-/** JGit as a client: `clone URL DIR DEPTH`, `fetch DIR`, `push DIR REFSPEC`. A depth of 0 is the whole history. */
+/**
+ * JGit as a client: `clone URL DIR DEPTH`, `fetch DIR`, `push DIR REFSPEC`. A depth of 0 is the whole history.
+ *
+ * Each line of stdin is such an action, its words separated by tabs. After what it prints comes a line with a NUL and
+ * the exit code.
+ */
 public final class JgitClient {
     private static boolean refused;
 
     public static void main(String[] args) throws Exception {
-        try {
-            run(args);
-        } catch (GitAPIException error) {
-            for (Throwable each = error; each != null; each = each.getCause()) {
-                System.err.println(each.getClass().getSimpleName() + ": " + each.getMessage());
+        BufferedReader lines = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+        for (String line = lines.readLine(); line != null; line = lines.readLine()) {
+            refused = false;
+            try {
+                run(line.split("\t"));
+            } catch (Exception error) {
+                for (Throwable each = error; each != null; each = each.getCause()) {
+                    System.err.println(each.getClass().getSimpleName() + ": " + each.getMessage());
+                }
+                refused = true;
             }
-            refused = true;
+            System.out.println("\0" + (refused ? 1 : 0));
         }
-        System.exit(refused ? 1 : 0);
+        System.exit(0);
     }
 
     private static void run(String[] args) throws Exception {

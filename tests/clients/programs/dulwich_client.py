@@ -8,6 +8,8 @@ from typing import BinaryIO
 from dulwich import porcelain
 from dulwich.errors import GitProtocolError, NotGitRepository
 
+from tests.clients.programs.again import again
+
 
 def main(action: str, *args: str) -> int:
     """Run one action and return the exit code: 1 if it failed or a ref was refused."""
@@ -28,4 +30,4 @@ def main(action: str, *args: str) -> int:
     return 0
 
 
-sys.exit(main(*sys.argv[1:]))
+again(main)

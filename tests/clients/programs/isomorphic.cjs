@@ -1,7 +1,10 @@
 // isomorphic-git as a client: `clone URL DIR DEPTH`, `fetch DIR`, `push DIR REFSPEC`. A depth of 0 is the whole history.
+// Each line of stdin is such an action, its words separated by tabs. After what it prints comes a line with a NUL and the
+// exit code.
 const fs = require('fs')
 const git = require('isomorphic-git')
 const http = require('isomorphic-git/http/node')
+const readline = require('readline')
 
 const onMessage = (text) => process.stderr.write(text)
 
@@ -25,8 +28,18 @@ async function main(action, ...args) {
   }
 }
 
-main(...process.argv.slice(2)).catch((error) => {
-  // What a program prints that catches its errors.
-  console.error(`${error.name}: ${error.message}`)
-  process.exitCode = 1
-})
+async function all() {
+  for await (const line of readline.createInterface({ input: process.stdin })) {
+    let code = 0
+    try {
+      await main(...line.split('\t'))
+    } catch (error) {
+      // What a program prints that catches its errors.
+      console.error(`${error.name}: ${error.message}`)
+      code = 1
+    }
+    process.stdout.write(`\0${code}\n`)
+  }
+}
+
+all()

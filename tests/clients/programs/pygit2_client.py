@@ -10,6 +10,8 @@ import sys
 
 import pygit2
 
+from tests.clients.programs.again import again
+
 
 class Callbacks(pygit2.RemoteCallbacks):  # type: ignore[misc]
     """Prints what the server says, and what became of each ref, as every program on libgit2 has to."""
@@ -55,4 +57,4 @@ def main(action: str, *args: str) -> int:
     return int(callbacks.refused)
 
 
-sys.exit(main(*sys.argv[1:]))
+again(main)
