@@ -280,7 +280,7 @@ def test_a_kill_at_any_moment_leaves_the_last_good_image(lab: DiskLab, tmp_path:
     probe = lab.anew("probe")
     start_worker(probe).wait()
     whole = time.monotonic() - begun
-    killed, rounds = 0, 12 * ROUNDS
+    killed, rounds = 0, 24 * ROUNDS
     for number in range(rounds):
         if not first:
             push(lab, "main", {b"g%d" % number: rng.randbytes(30_000), b"f1": b"%d\n" % number})
