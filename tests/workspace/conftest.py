@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,8 @@ from tests.support.serve import Serve, Value
 from tests.support.upstream import HttpUpstream
 from tests.workspace.web import get
 
+ROUNDS = int(os.environ.get("WORKSPACE_ROUNDS", "1"))
+"""By how much the rounds of races, kills and random histories are multiplied; see CONTRIBUTING.md."""
 SETTLED = {"interval": "1h", "stale_after": "1d"}
 """`[refresh]` of a node that has no reason to ask its upstream while a test runs."""
 SHELLS = ("dash", "busybox", "bash")

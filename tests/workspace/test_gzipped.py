@@ -153,10 +153,10 @@ def test_a_copy_goes_with_its_tar(own_node: Node) -> None:
 
 
 @pytest.fixture
-def big_node(serve_factory: ServeFactory, upstream: HttpUpstream, homelab_bare: Path) -> Node:
-    """A node with a snapshot of 34 MB."""
-    shutil.rmtree(upstream.path(WIDGETS))
-    shutil.copytree(homelab_bare, upstream.path(WIDGETS))
+def big_node(serve_factory: ServeFactory, upstream: HttpUpstream) -> Node:
+    """A node with a snapshot of 9 MB: what is below one shows nothing about a road."""
+    files = {f"large/{number}.txt": f"A line of number {number}.\n" * 10_000 for number in range(36)}
+    add_commit(upstream.path(WIDGETS), "main", files)
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED).start()
     serve.wait_for_repo(WIDGETS)
     node = Node(serve, upstream)

@@ -29,12 +29,17 @@ pytestmark = pytest.mark.slow
 
 def assert_workspace(guest: Guest, node: Node, workspace: Path, commit: str) -> None:
     """Assert that it is a whole, clean checkout of `commit` whose `origin` is the upstream, and nothing beside it."""
-    assert git("rev-parse", "HEAD", cwd=workspace) == commit
-    assert git("status", "--porcelain", "--ignored", cwd=workspace) == ""
+    status = git("status", "--porcelain=v2", "--branch", "--ignored", cwd=workspace).splitlines()
+    assert status[0] == f"# branch.oid {commit}"
+    assert [line for line in status if not line.startswith("# branch.")] == []
     fsck(workspace)
-    assert guest.git("remote", "get-url", "origin", cwd=workspace) == node.upstream.url(WIDGETS)
-    assert git("config", "gitmirror.repository", cwd=workspace) == WIDGETS
-    assert git("config", "gitmirror.base", cwd=workspace) == commit
+    names = r"^(remote\.origin\.url|gitmirror\.repository|gitmirror\.base)$"
+    found = dict(line.split() for line in guest.git("config", "--get-regexp", names, cwd=workspace).splitlines())
+    assert found == {
+        "remote.origin.url": node.upstream.url(WIDGETS),
+        "gitmirror.repository": WIDGETS,
+        "gitmirror.base": commit,
+    }
     for directory in (workspace, workspace.parent):
         assert not [path for path in directory.iterdir() if path.name.startswith(".gitmirror")]
 

@@ -18,28 +18,37 @@ from tests.workspace.conftest import SETTLED, Node
 from tests.workspace.module_lab import LIB, by_git, hydrate, link, section
 
 pytestmark = pytest.mark.slow
+URLS = {
+    "ext": "ext::touch PROOF",
+    "option": "-u./touch PROOF",
+    "upload": "--upload-pack=touch PROOF",
+    "file": "file://PROOF",
+    "path": "PROOF",
+    "ssh": "ssh://-oProxyCommand=touch%20PROOF/x",
+    "above": "../../../../../../etc",
+    "newline": '"../lib\\n[core]"',
+    "empty": '""',
+}
+"""URLs of submodules that are named after them."""
 TRICKS = {
-    "ext": section("bad", "bad", "ext::touch PROOF"),
-    "option": section("bad", "bad", "-u./touch PROOF"),
-    "upload": section("bad", "bad", "--upload-pack=touch PROOF"),
+    "urls": "".join(section(name, name, url) for name, url in URLS.items()),
     "command": section("bad", "bad", "../lib", "update = !touch PROOF"),
     "name": section("../../../bad", "bad", "../lib"),
-    "file": section("bad", "bad", "file://PROOF"),
-    "path": section("bad", "bad", "PROOF"),
-    "ssh": section("bad", "bad", "ssh://-oProxyCommand=touch%20PROOF/x"),
-    "above": section("bad", "bad", "../../../../../../etc"),
     "twice": section("one", "bad", "../lib") + section("two", "bad", "ext::touch PROOF"),
     "twice-the-other-way": section("one", "bad", "ext::touch PROOF") + section("two", "bad", "../lib"),
-    "newline": section("bad", "bad", '"../lib\\n[core]"'),
     "elsewhere": section("up", "../../../outside", "../lib") + section("bad", "bad", "ext::touch PROOF"),
-    "empty": section("bad", "bad", '""'),
     "nothing": "",
     "broken": section("bad", "bad", "../lib") + "[submodule\n",
 }
-"""A `.gitmodules` for the submodule `bad`, which stays empty in each case."""
+"""A `.gitmodules` for submodules that stay empty in each case: `bad`, or those of the URLs."""
 REFUSED = ("command", "broken")
 """Files that git refuses as a whole."""
 RING = [f"acme/ring{number}" for number in range(5)]
+
+
+def bad_of(trick: str) -> list[str]:
+    """The submodules that stay empty."""
+    return list(URLS) if trick == "urls" else ["bad"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +61,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> I
         for name, text in TRICKS.items():
             git("branch", name, "main", cwd=bare)
             text = section("good", "good", "../lib") + text.replace("PROOF", str(base / "proof"))
-            link(bare, text, {"good": lib, "bad": lib}, name)
+            link(bare, text, {"good": lib, **dict.fromkeys(bad_of(name), lib)}, name)
         # Each of the ring has the one before, at an older commit, for more levels than anybody follows.
         for name in RING:
             add_commit(upstream.add(name), "main", {"ring.txt": f"{name}\n"})
@@ -86,7 +95,8 @@ def test_it_reaches_nothing(hostile: Node, tmp_path: Path, trick: str) -> None:
         done = hydrate(by, place, trick, "--submodules", "--tip")
         assert done.hydrated(via=way) == git("rev-parse", trick, cwd=hostile.upstream.path(WIDGETS))
         assert not proof.exists()
-        assert list((place / "bad").iterdir()) == []
+        for bad in bad_of(trick):
+            assert list((place / bad).iterdir()) == []
         if trick in REFUSED:
             # git itself takes no submodule at all from these, and says in any clone only that the file is bad.
             assert list((place / "good").iterdir()) == []
@@ -97,8 +107,8 @@ def test_it_reaches_nothing(hostile: Node, tmp_path: Path, trick: str) -> None:
         for workspace in (place, clone):
             said = git_result("status", "--porcelain", cwd=workspace, env=guest.environment())
             assert said[:2] == (128 if trick in REFUSED else 0, ""), (workspace, said)
-        if trick not in ("nothing", "name", "broken"):
-            assert "submodule bad is left empty: " in done.err
+        for bad in bad_of(trick):
+            assert trick in ("nothing", "name", "broken") or f"submodule {bad} is left empty: " in done.err
 
 
 @pytest.mark.parametrize("way", ["snapshot", "mirror"])

@@ -20,6 +20,7 @@ from appliance.core.workspace.parts import MOST_DIRECTORIES, read_directories
 from tests.git.lab import Lab
 from tests.support.generate import add_commit, copy_repository, create_repository
 from tests.support.gitutil import clean_env, fsck, git, git_bytes, run_process
+from tests.workspace.conftest import ROUNDS
 from tests.workspace.lab import Builder, tree_of
 
 
@@ -144,7 +145,7 @@ def compare(lab: Lab, directory: Path, files: list[tuple[bytes, bytes]], chosen:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=10 * ROUNDS, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     files=_TREES, chosen=st.lists(st.integers(0, 40), min_size=1, max_size=4), history=st.sampled_from(list(History))
 )

@@ -34,15 +34,18 @@ WAYS = {
     "link": ("mv to-b to-a", {"to-a", "to-b"}),
     "edit": ("printf 'fresh\\n' > a.txt", {"a.txt"}),
 }
+TOPS = {"": "", **{name: f"way{number}/" for number, name in enumerate(WAYS)}}
+"""The files are there once for each of the ways, and at the top."""
 
 
 @pytest.fixture(scope="module")
 def pairs(node: Node) -> Node:
     """A node whose repository has files, directories and links that differ in nothing that stat tells."""
     bare = node.upstream.path(WIDGETS)
-    add_commit(bare, "main", FILES)
+    add_commit(bare, "main", {f"{top}{name}": data for top in TOPS.values() for name, data in FILES.items()})
     links = "".join(
-        f"M 120000 inline to-{name}\ndata {len(target)}\n{target}\n"
+        f"M 120000 inline {top}to-{name}\ndata {len(target)}\n{target}\n"
+        for top in TOPS.values()
         for name, target in (("a", "a.txt"), ("b", "b.txt"))
     )
     who = "committer Ada <ada@example.com> 1700000000 +0000\n"
@@ -80,36 +83,41 @@ def by_clone(guest: Guest, workspace: Path) -> None:
     ],
     ids=["snapshot", "busybox", "mirror", "clone"],
 )
-@pytest.mark.parametrize(("way", "changed"), WAYS.values(), ids=WAYS.keys())
 def test_a_file_in_the_place_of_another_is_recorded(
     pairs: Node,
     tmp_path: Path,
-    request: pytest.FixtureRequest,
     make: Callable[[Guest, Path], None],
     shell: str,
     tools: tuple[str, ...],
-    way: str,
-    changed: set[str],
 ) -> None:
     """`git status` names exactly what changed, and the turn has it, whichever way the workspace came to be."""
     guest = pairs.guest(tmp_path / "home", shell=shell, tools=tools, MIRROR=pairs.serve.git_url)
     workspace = guest.home / "ws"
     make(guest, workspace)
     assert guest.git("status", "--porcelain", cwd=workspace) == ""
-    done = run_process(["sh", "-c", way], cwd=workspace)
-    assert done.returncode == 0, done.stderr
+    changed = {name: {f"{TOPS[name]}{path}" for path in paths} for name, (_, paths) in WAYS.items()}
+    for name, (way, _) in WAYS.items():
+        done = run_process(["sh", "-c", way], cwd=workspace / TOPS[name])
+        assert done.returncode == 0, done.stderr
     _, status, _ = git_bytes("status", "--porcelain", "--no-renames", cwd=workspace)
-    assert {line[3:].decode() for line in status.splitlines()} == changed
-    session = "".join(char if char.isalnum() else "-" for char in request.node.callspec.id)
+    seen = [line[3:].decode() for line in status.splitlines()]
+    assert {name: {path for path in seen if path.startswith(TOPS[name])} for name in WAYS} == changed
+    assert len(seen) == sum(map(len, changed.values()))
+    session = f"{make.__name__}-{shell}".replace("_", "-")
     turn = guest.record(session, workspace).recorded(session)
     mirror = pairs.serve.mirror(WIDGETS)
-    for name in changed:
-        path = workspace / name
+    names = [name for names in changed.values() for name in sorted(names)]
+    asked = "".join(f"{turn}:{name}\n" for name in names)
+    there = git_bytes("cat-file", "--batch", cwd=mirror, input=asked)[1]
+    for name in names:
+        path, (head, _, there) = workspace / name, there.partition(b"\n")
         if path.is_symlink() or path.exists():
             here = bytes(path.readlink()) if path.is_symlink() else path.read_bytes()
-            assert git_bytes("show", f"{turn}:{name}", cwd=mirror)[1] == here
+            assert there.startswith(here + b"\n") and head.endswith(b" blob %d" % len(here)), name
+            there = there[len(here) + 1 :]
         else:
-            assert git("ls-tree", turn, name, cwd=mirror) == ""
+            assert head == f"{turn}:{name} missing".encode()
+    assert there == b""
 
 
 WITH_TOUCH = (*BUSYBOX, "touch")

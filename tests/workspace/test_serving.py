@@ -208,19 +208,13 @@ def test_a_branch_follows_its_upstream_to_the_end(own_node: Node, tmp_path: Path
     wait_until(lambda: len(places(node)) == 1, message="its snapshot is gone too")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("a/" + "/".join("x" * 60 for _ in range(5)), marks=pytest.mark.slow),
-        pytest.param("naïve☃", marks=pytest.mark.slow),
-        "a+b&c=%d#1",
-    ],
-)
-def test_a_branch_of_any_name_is_found_by_its_query(own_node: Node, tmp_path: Path, name: str) -> None:
+def test_a_branch_of_any_name_is_found_by_its_query(own_node: Node, tmp_path: Path) -> None:
     """However long or odd."""
-    commit = add_commit(own_node.upstream.path(WIDGETS), name, {"name.txt": name})
+    names = ("a/" + "/".join("x" * 60 for _ in range(5)), "naïve☃", "a+b&c=%d#1")
+    commits = [add_commit(own_node.upstream.path(WIDGETS), name, {"name.txt": name}) for name in names]
     own_node.refresh()
-    assert_whole(get(own_node.tar_url(quote(name))), tmp_path / "guest", commit)
+    for number, (name, commit) in enumerate(zip(names, commits, strict=True)):
+        assert_whole(get(own_node.tar_url(quote(name))), tmp_path / f"guest{number}", commit)
 
 
 @pytest.mark.slow
@@ -238,34 +232,27 @@ def test_switched_off_there_is_none_and_it_says_so(make_node: Callable[..., Node
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "harm",
-    [
-        "tar",
-        pytest.param("garbage", marks=pytest.mark.slow),
-        "description",
-        pytest.param("everything", marks=pytest.mark.slow),
-    ],
-)
-def test_what_is_broken_on_disk_is_built_again(own_node: Node, tmp_path: Path, harm: str) -> None:
+def test_what_is_broken_on_disk_is_built_again(own_node: Node, tmp_path: Path) -> None:
     """A missing or damaged tar, or an invalid description, is replaced at the next start or the next request."""
     node = own_node
-    place = shape(node)
-    [tar] = place.glob("*.tar")
     node.serve.keep_ports()
-    if harm == "tar":
-        # While it serves.
-        tar.unlink()
-    else:
-        node.serve.terminate()
-        if harm == "garbage":
-            tar.write_bytes(b"x" * tar.stat().st_size)
-        elif harm == "description":
-            (place / "snapshot.json").write_text("[]")
+    for harm in ("tar", "garbage", "description", "everything"):
+        place = shape(node)
+        [tar] = place.glob("*.tar")
+        if harm == "tar":
+            # While it serves.
+            tar.unlink()
         else:
-            shutil.rmtree(place)
-        node.serve.start()
-    assert_whole(get(node.tar_url()), tmp_path / "guest", node.tip)
+            node.serve.terminate()
+            if harm == "garbage":
+                tar.write_bytes(b"x" * tar.stat().st_size)
+            elif harm == "description":
+                (place / "snapshot.json").write_text("[]")
+            else:
+                shutil.rmtree(place)
+            node.serve.start()
+        assert_whole(get(node.tar_url()), tmp_path / f"guest-{harm}", node.tip)
+        wait_until(lambda place=place: len(list(place.glob("*.tar"))) == 1)  # type: ignore[misc]
 
 
 @pytest.mark.slow
@@ -315,46 +302,47 @@ def test_what_a_version_without_history_left_is_removed_and_built_again(own_node
     assert sorted(entry.name for entry in branch.iterdir()) == ["checkout", "full"]
 
 
-@pytest.mark.parametrize("at", ["read-tree", "pack-objects", "commit-graph", "tar"])
 @pytest.mark.slow
-def test_a_kill_in_the_middle_of_a_build_does_no_harm(own_node: Node, tmp_path: Path, at: str) -> None:
-    """kill -9 of serve while it checks out, packs, writes the graph or archives; the next start builds it right."""
+def test_a_kill_in_the_middle_of_a_build_does_no_harm(own_node: Node, tmp_path: Path) -> None:
+    """kill -9 of serve while it archives, checks out, packs or writes the graph; the next start builds it right."""
     node = own_node
     node.serve.keep_ports()
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     real = shutil.which("git")
-    # git that stops at one step of the build until it is killed.
-    gate = tmp_path / "gate"
+    # git that stops at one step of the build, which is in a file, until it is killed.
+    gate, hit = tmp_path / "gate", tmp_path / "hit"
     (bin_ / "git").write_text(
-        f'#!/bin/sh\ncase "$PWD $*" in */workspaces/*" {at} "*) [ ! -e "{gate}" ] ||\n'
-        f'    {{ touch "{gate}.hit"; exec sleep 60; }} ;; esac\nexec {real} "$@"\n'
+        f'#!/bin/sh\nif [ -e "{gate}" ]; then read -r at <"{gate}"; case "$PWD $*" in */workspaces/*" $at "*)\n'
+        f'    touch "{hit}"; exec sleep 60 ;; esac; fi\nexec {real} "$@"\n'
     )
     (bin_ / "git").chmod(0o755)
     node.serve.env["PATH"] = f"{bin_}:{node.serve.env['PATH']}"
     node.serve.restart()
     node.wait_for_snapshot()
-    gate.touch()
     place = shape(node)
     work = place.parent / "checkout"
-    if at == "tar":
-        # A pipe in the place of the tar that grows: whoever opens it waits.
-        os.mkfifo(place / "growing.tar")
-    new = add_commit(node.upstream.path(WIDGETS), "main", {"new.txt": "x\n"})
-    node.refresh()
-    if at == "tar":
-        wait_until(lambda: not (work / "unfinished").exists() and (work / "guest").exists())
-    else:
-        wait_until(lambda: Path(f"{gate}.hit").exists(), message=f"the build is at {at}")
-    assert get(node.tar_url()).status == 200
-    node.serve.kill()
-    gate.unlink()
-    (place / "growing.tar").unlink(missing_ok=True)
-    (place / "growing.tar").write_bytes(b"half of a tar")
-    node.serve.start()
-    node.wait_for_snapshot(new)
-    assert_whole(get(node.tar_url()), tmp_path / "guest", new)
-    wait_until(lambda: len(list(place.glob("*.tar"))) == 1, message="no other tar is left")
+    for at in ("tar", "read-tree", "pack-objects", "commit-graph"):
+        gate.write_text(f"{at}\n")
+        if at == "tar":
+            # A pipe in the place of the tar that grows: whoever opens it waits.
+            os.mkfifo(place / "growing.tar")
+        new = add_commit(node.upstream.path(WIDGETS), "main", {"new.txt": f"{at}\n"})
+        node.refresh()
+        if at == "tar":
+            wait_until(lambda: not (work / "unfinished").exists() and (work / "guest").exists())
+        else:
+            wait_until(hit.exists, message=f"the build is at {at}")
+        assert get(node.tar_url()).status == 200
+        node.serve.kill()
+        gate.unlink()
+        hit.unlink(missing_ok=True)
+        (place / "growing.tar").unlink(missing_ok=True)
+        (place / "growing.tar").write_bytes(b"half of a tar")
+        node.serve.start()
+        node.wait_for_snapshot(new)
+        assert_whole(get(node.tar_url()), tmp_path / f"guest-{at}", new)
+        wait_until(lambda: len(list(place.glob("*.tar"))) == 1, message="no other tar is left")
 
 
 # Freshness and the kit

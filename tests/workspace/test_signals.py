@@ -20,6 +20,7 @@ from tests.workspace.conftest import (
     EVERY_SHELL,
     GNU_WGET,
     NOTHING,
+    ROUNDS,
     Guest,
     Node,
     skip_where_the_shell_has_tools,
@@ -70,9 +71,15 @@ def end(process: subprocess.Popen[bytes], number: signal.Signals, guest: Guest) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exists", [True, False], ids=["exists", "new"])
-@pytest.mark.parametrize("tools", [CURL, GNU_WGET, NOTHING], ids=["curl", "wget", "git"])
-@pytest.mark.parametrize("shell", EVERY_SHELL)
+@pytest.mark.parametrize(
+    ("shell", "tools", "exists"),
+    [
+        # Each shell with each tool, each of them with a DIR that exists and with one that does not.
+        pytest.param(shell, tools, (place + number) % 2 == 0, id=f"{shell}-{name}")
+        for place, shell in enumerate(EVERY_SHELL)
+        for number, (name, tools) in enumerate({"curl": CURL, "wget": GNU_WGET, "git": NOTHING}.items())
+    ],
+)
 def test_term_ends_it_all_at_once(
     node: Node, ports: tuple[Proxy, Proxy], tmp_path: Path, shell: str, tools: tuple[str, ...], exists: bool
 ) -> None:
@@ -147,17 +154,17 @@ def test_term_ends_a_record_and_loses_nothing(
 def test_no_run_waits_for_what_watches_it(node: Node, tmp_path: Path, shell: str) -> None:
     """Hydrations by git, whose every step is watched for an hour: none waits for it; pipes close with the kit.
 
-    Commands that end while their watcher is still being started are four hundred more.
+    Commands that end while their watcher is still being started are a hundred more.
     """
     guest = node.guest(tmp_path / "home", shell=shell, tools=("printf",), GITMIRROR_DEADLINE="1h")
     workspace = guest.home / "ws"
-    for _ in range(10):
+    for _ in range(4 * ROUNDS):
         process = guest.start("hydrate", WIDGETS, str(workspace))
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said
         shutil.rmtree(workspace)
     many = "n=0; while [ $n -lt 100 ]; do gitmirror__bounded 3600 true || exit; n=$((n + 1)); done"
-    for _ in range(4):
+    for _ in range(ROUNDS):
         done = guest.run(f"gitmirror__begin; {many}", timeout=60)
         assert done.code == 0, done.err
 

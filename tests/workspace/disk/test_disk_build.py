@@ -12,6 +12,7 @@ from appliance.core.errors import GitmirrorError
 from appliance.core.workspace.disk.images import DiskForm
 from tests.support.gitutil import git, git_bytes
 from tests.support.serve import ROOT
+from tests.workspace.conftest import ROUNDS
 from tests.workspace.disk.disk_lab import DiskLab, Entry, check, clone, fast_import, files_of, nasty_entries
 
 
@@ -147,8 +148,9 @@ def tips(lab: DiskLab, seed: int, count: int) -> list[str]:
     [
         (1, "full", 24),
         (2, "tip", 12),
-        pytest.param(3, "full", 120, marks=pytest.mark.slow),
-        pytest.param(4, "tip", 120, marks=pytest.mark.slow),
+        # More than the packs that are kept.
+        pytest.param(3, "full", 30 * ROUNDS, marks=pytest.mark.slow),
+        pytest.param(4, "tip", 30 * ROUNDS, marks=pytest.mark.slow),
     ],
 )
 def test_successive_tips_equal_those_built_anew(
@@ -177,7 +179,7 @@ def test_successive_tips_equal_those_built_anew(
 @pytest.mark.slow
 def test_the_first_image_stays_right_through_all_later_ones(lab: DiskLab, tmp_path: Path) -> None:
     """The blob file only grows, so a drive in use never changes."""
-    commits = tips(lab, 5, 30)
+    commits = tips(lab, 5, 15 * ROUNDS)
     git("update-ref", "refs/heads/main", commits[0], cwd=lab.bare)
     first = lab.build()
     tree, data = lab.place.tree(first).read_bytes(), lab.data(first)
@@ -332,9 +334,9 @@ def test_an_edit_of_the_same_size_is_seen(lab: DiskLab, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_repositories_come_out_as_clones_do(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_real_repositories_come_out_as_clones_do(homelab_bare: Path, sqlite_utils_bare: Path, tmp_path: Path) -> None:
     """Whatever is in them. This checkout's own repository is one of them."""
-    sources = dict(bundles)
+    sources = {"homelab": homelab_bare, "sqlite-utils": sqlite_utils_bare}
     if git_bytes("rev-parse", "--git-dir", cwd=ROOT)[0] == 0:
         sources["own"] = ROOT
     if not sources:

@@ -53,8 +53,6 @@ def test_checkers_of_file_systems_find_nothing(lab: DiskLab, form: DiskForm) -> 
     ("form", "history"),
     [
         (DiskForm.EROFS, "full"),
-        pytest.param(DiskForm.EROFS, "tip", marks=pytest.mark.slow),
-        pytest.param(DiskForm.SINGLE, "full", marks=pytest.mark.slow),
         pytest.param(DiskForm.SINGLE, "tip", marks=pytest.mark.slow),
         pytest.param(DiskForm.EXT4, "full", marks=needs_ext4),
         pytest.param(DiskForm.EXT4, "tip", marks=[needs_ext4, pytest.mark.slow]),

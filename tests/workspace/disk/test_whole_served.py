@@ -21,7 +21,7 @@ from tests.lfs.node import ATTRIBUTES, DATA, HIDDEN, LfsNode, lfs_node
 from tests.support.erofs_reader import read_image
 from tests.support.gitutil import git, wait_until
 from tests.support.lfs_server import pointer_of
-from tests.support.serve import ROOT
+from tests.support.serve import ROOT, Serve
 from tests.workspace.disk.disk_lab import DiskLab
 from tests.workspace.disk.whole_lab import commit, section
 
@@ -42,6 +42,11 @@ def drives(document: dict[str, Any]) -> list[Path]:
     return [Path(drive["path"]) for drive in document["drives"]]
 
 
+def lease(serve: Serve, *words: str) -> dict[str, Any]:
+    """A new lease of the open repository, asked for in this process: what the command does is shown elsewhere."""
+    return dict(json.loads(serve.here("disk", WIDGETS, *words, "--json", codes=(0, 3))))
+
+
 def holds(document: dict[str, Any], content: bytes) -> bool:
     """Whether a guest with these drives can read some contents."""
     return any(content in path.read_bytes() for path in drives(document))
@@ -57,7 +62,7 @@ def add_submodule(node: LfsNode) -> str:
         {**files, ".gitattributes": ATTRIBUTES, ".gitmodules": modules},
         {"below/hidden": recorded},
     )
-    node.serve.cli("refresh", WIDGETS)
+    node.serve.here("refresh", WIDGETS)
     return tip
 
 
@@ -65,33 +70,33 @@ def test_a_node_leases_what_each_guest_may_read(tmp_path: Path) -> None:
     """Also with its upstreams gone, after a restart; the secret is on the drives of one guest alone."""
     with lfs_node(tmp_path, workspace={"lfs": "content", "submodules": True}) as node:
         tip, serve = add_submodule(node), node.serve
-        first = serve.cli_json("disk", WIDGETS)
+        first = lease(serve)
         assert first["commit"] == tip and first["submodules"] is True
         assert [each["path"] for each in first["missing"]] == ["below/hidden"]
         found = read_image(*drives(first))
         assert {name: found[name.encode()].content for name in DATA} == DATA
-        serve.cli("guest", "add", "vm-1", "--repo", SECRET, "--token")
-        serve.cli("guest", "add", "vm-2", "--only", "--repo", WIDGETS, "--token")
-        allowed = serve.cli_json("disk", WIDGETS, "--guest", "vm-1")
+        serve.here("guest", "add", "vm-1", "--repo", SECRET, "--token")
+        serve.here("guest", "add", "vm-2", "--only", "--repo", WIDGETS, "--token")
+        allowed = lease(serve, "--guest", "vm-1")
         found = read_image(*drives(allowed))
         assert allowed["missing"] == [] and found[b"below/hidden/hidden.bin"].content == HIDDEN
-        others = [serve.cli_json("disk", WIDGETS, *words) for words in ((), ("--guest", "vm-2"), ("--guest", "vm-9"))]
-        others.append(serve.cli_json("disk", WIDGETS, "--guest", "vm-1", "--no-submodules"))
+        others = [lease(serve, *words) for words in ((), ("--guest", "vm-2"), ("--guest", "vm-9"))]
+        others.append(lease(serve, "--guest", "vm-1", "--no-submodules"))
         assert holds(allowed, HIDDEN) and not any(holds(document, HIDDEN) for document in (first, *others))
         node.upstream.refuse()
         serve.kill()
         serve.start()
-        again = serve.cli_json("disk", WIDGETS, "--guest", "vm-1")
+        again = lease(serve, "--guest", "vm-1")
         assert drives(again) == drives(allowed) and again["missing"] == []
-        serve.cli("guest", "remove", "vm-1")
-        gone = serve.cli_json("disk", WIDGETS, "--guest", "vm-1")
+        serve.here("guest", "remove", "vm-1")
+        gone = lease(serve, "--guest", "vm-1")
         assert not holds(gone, HIDDEN) and [each["path"] for each in gone["missing"]] == ["below/hidden"]
-        wait_until(lambda: len(serve.cli_json("disks")) == 8)
+        wait_until(lambda: len(json.loads(serve.here("disks", "--json"))) == 8)
 
 
-def test_a_file_of_200_mb_is_streamed(lab: DiskLab, tmp_path: Path) -> None:
+def test_a_file_of_100_mb_is_streamed(lab: DiskLab, tmp_path: Path) -> None:
     """The worker and its gits stay small, and all images share the one copy, whose space counts once."""
-    size, digest = 200 * MIB + 1, hashlib.sha256()
+    size, digest = 100 * MIB + 1, hashlib.sha256()
     stored = tmp_path / "object"
     with stored.open("wb") as file:
         for at in range(0, size, MIB):

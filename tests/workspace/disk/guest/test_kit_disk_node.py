@@ -30,8 +30,7 @@ def shallow(machine: Machine, workspace: Path) -> bool:
     return machine.run("git", "rev-parse", "--is-shallow-repository", cwd=workspace) == "true"
 
 
-@pytest.mark.parametrize("tools", [CURL, NOTHING], ids=["http", "git"])
-@pytest.mark.parametrize("history", ["full", "tip"])
+@pytest.mark.parametrize(("history", "tools"), [("full", CURL), ("tip", NOTHING)], ids=["full-http", "tip-git"])
 @pytest.mark.slow
 def test_it_takes_branches_tags_commits_and_sessions(
     machine: Machine, disk_node: Node, made: MakeDrives, tmp_path: Path, tools: tuple[str, ...], history: str

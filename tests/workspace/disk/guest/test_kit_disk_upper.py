@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import WIDGETS
 from tests.support.gitutil import kill_group, wait_until
-from tests.workspace.conftest import EVERY_SHELL, Guest
+from tests.workspace.conftest import EVERY_SHELL, ROUNDS, Guest
 from tests.workspace.disk.drives_lab import Machine
 from tests.workspace.disk.guest.conftest import MakeDrives
 from tests.workspace.disk.guest.test_kit_disk import assert_whole, tip_of
@@ -199,11 +199,11 @@ def test_a_kit_that_looks_at_the_disk_does_not_keep_others_from_it(
 def test_of_several_at_once_none_removes_what_another_uses(
     machine: Machine, guest: Guest, upper: str, planted_bare: Path, tmp_path: Path, shell: str
 ) -> None:
-    """Five rounds after a workspace that is gone: each of four workspaces is whole, and can be worked in."""
+    """Two rounds after a workspace that is gone: each of four workspaces is whole, and can be worked in."""
     guest = machine.guest(Guest(guest.home, guest.kit, shell, None, guest.env))
     guest.hydrate("first").hydrated(via="disk")
     machine.run("umount", str(guest.home / "first"))
-    for number in range(5):
+    for number in range(2 * ROUNDS):
         tops = [guest.home / f"round{number}-{index}" for index in range(4)]
         running = [guest.start("hydrate", WIDGETS, str(top)) for top in tops]
         for process in running:

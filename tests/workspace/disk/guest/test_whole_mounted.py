@@ -18,11 +18,8 @@ from tests.workspace.disk.whole_lab import WholeLab, check_whole, create, withou
 
 pytestmark = [pytest.mark.slow, needs_mount]
 
-FORMS = [
-    DiskForm.EROFS,
-    DiskForm.SINGLE,
-    pytest.param(DiskForm.EXT4, marks=pytest.mark.skipif(why_not() is not None, reason=str(why_not()))),
-]
+NEEDS_EXT4 = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+FORMS = [DiskForm.EROFS, DiskForm.SINGLE, pytest.param(DiskForm.EXT4, marks=NEEDS_EXT4)]
 WITH_LFS = ("-c", "filter.lfs.clean=git-lfs clean -- %f", "-c", "filter.lfs.smudge=git-lfs smudge -- %f",
             "-c", "filter.lfs.process=git-lfs filter-process", "-c", "filter.lfs.required=true")  # fmt: skip
 
@@ -36,8 +33,10 @@ def whole(tmp_path: Path) -> WholeLab:
     return made
 
 
-@pytest.mark.parametrize("history", ["full", "tip"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "history"),
+    [(DiskForm.EROFS, "full"), (DiskForm.SINGLE, "tip"), pytest.param(DiskForm.EXT4, "full", marks=NEEDS_EXT4)],
+)
 def test_the_kernel_shows_what_a_person_has(whole: WholeLab, tmp_path: Path, form: DiskForm, history: str) -> None:
     """Three levels, and nothing that git reads again."""
     whole.lab.form, whole.lab.history = form, history
