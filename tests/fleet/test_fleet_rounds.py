@@ -30,7 +30,7 @@ SEED = int(os.environ.get("FLEET_SEED", "0"))
 HEAL_EVERY = 10
 CUT_OFF = 60.0
 """Seconds for which nodes are cut off."""
-EACH = 5.0
+EACH = 7.5
 """Seconds that a round takes at least meanwhile."""
 FAULTS = ("kill-node", "kill-node", "kill-node", "freeze-node", "kill-node", "kill-server")
 """What happens round after round. Servers have time between, so that two of three are there but for a moment."""
@@ -81,8 +81,9 @@ def test_nodes_are_cut_off_for_a_minute(tmp_path: Path, small_bare: Path) -> Non
         cut = time.monotonic()
         cable.cut()
         while time.monotonic() < cut + CUT_OFF:
-            storm.work(4)
-            if storm.round % 4 == 0:
+            storm.work(2)
+            storm.work(2, far)
+            if storm.round % 3 == 0:
                 storm.fault("kill-node", storm.rng.choice(("a", "b")), storm.nats.servers[0])
             storm.settle()
             storm.round += 1

@@ -220,7 +220,9 @@ class Storm:
         return register
 
     def _plan_webhook(self) -> Callable[[], None]:
-        node, name = self._node(), self.rng.choice(RECORDED)
+        # The upstream is not at the far end of the cable: once that is cut, it would only wait.
+        node = self.rng.choice([each for each in self._nodes if each not in self.far])
+        name = self.rng.choice(RECORDED)
         self._count += 1
         file = {f"upstream-{self._count}.txt": "x\n"}
 
@@ -326,7 +328,7 @@ class Storm:
                 if main_of(self.fleet[node].mirror(name)) != tip:
                     return f"{name} is not up to date on {node}"
         # The turns of each session cost a request for each, so they are asked for once all else is the same.
-        views: tuple[Callable[[Serve], Mapping[Any, Any]], ...] = (repos_of, listed_by, sessions_of)
+        views: tuple[Callable[[Serve], dict[Any, Any]], ...] = (repos_of, listed_by, sessions_of)
         for seen in views:
             found = {node: seen(self.fleet[node]) for node in self.nodes}
             for node in self.nodes[1:]:
