@@ -74,7 +74,7 @@ def test_what_a_node_says_of_itself(away: Elsewhere) -> None:
     put(away, f"$KV.{NAMES.nodes}.seen", write(replace(ENTRY, node="seen")))
 
     def status() -> dict[str, Any]:
-        return dict(away.serve.cli_json("fleet", "status"))
+        return dict(json.loads(away.serve.here("fleet", "status", "--json", codes=(0, 3))))
 
     wait_until(lambda: "seen" in [each["node"] for each in status()["nodes"]], timeout=60, message="all was heard")
     assert not any(each["node"] == "b" and each["url"] == ENTRY.url for each in status()["nodes"])
@@ -129,4 +129,4 @@ def replace_attachment(size: int) -> Any:
 
 def sessions(serve: Serve) -> set[str]:
     """The names of the sessions that the node lists."""
-    return {each["session"] for each in serve.cli_json("sessions")}
+    return {each["session"] for each in json.loads(serve.here("sessions", "--json"))}

@@ -38,6 +38,15 @@ def make(
         yield made
 
 
+@pytest.fixture(scope="module")
+def hourly(
+    module_nats: NatsCluster, generated_bare: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[NewsFleet]:
+    """Three nodes that look at an upstream when they are told to, for several tests."""
+    with news_fleet(tmp_path_factory.mktemp("hourly"), module_nats, generated_bare) as fleet:
+        yield fleet
+
+
 def error_of(fleet: NewsFleet, name: str) -> str | None:
     """The error word of a node's status."""
     error: str | None = repo_of(fleet[name])["error"]
@@ -64,8 +73,8 @@ def test_all_nodes_say_that_the_upstream_is_gone(make: Make) -> None:
         wait_until(lambda: error_of(fleet, name) is None, timeout=60, message=f"{name} is well")  # noqa: B023
 
 
-def test_nobody_goes_around_a_retry_after(make: Make) -> None:
-    fleet = make("1h")
+def test_nobody_goes_around_a_retry_after(hourly: NewsFleet) -> None:
+    fleet = hourly
     holder = fleet.holder()
     faults = fleet.upstream.on(WIDGETS)
     faults.status, faults.retry_after = 429, 600
@@ -111,8 +120,8 @@ def test_first_clones_come_from_the_node_that_has_it(make: Make) -> None:
     fleet.upstream.restore()
 
 
-def test_a_repository_that_all_get_at_once_is_cloned_once(make: Make, generated_bare: Path) -> None:
-    fleet = make("1h")
+def test_a_repository_that_all_get_at_once_is_cloned_once(hourly: NewsFleet, generated_bare: Path) -> None:
+    fleet = hourly
     numbers = itertools.count()
 
     def cost() -> int:
@@ -126,8 +135,8 @@ def test_a_repository_that_all_get_at_once_is_cloned_once(make: Make, generated_
     costs_at_best(2, cost)
 
 
-def test_an_empty_repository(make: Make, tmp_path: Path) -> None:
-    fleet = make("1h")
+def test_an_empty_repository(hourly: NewsFleet) -> None:
+    fleet = hourly
     fleet.upstream.add("acme/empty")
     for serve in fleet.fleet.nodes.values():
         serve.here("add-repo", fleet.upstream.url("acme/empty"), "--no-wait")

@@ -22,12 +22,33 @@ SOON = 20.0
 """Seconds: a few intervals, on a machine that is busy with other tests. What is stuck takes a minute or more."""
 
 
-@pytest.fixture
-def lively(nats: NatsCluster, generated_bare: Path, tmp_path: Path) -> Iterator[NewsFleet]:
-    """Three nodes that refresh every two seconds."""
-    (tmp_path / "lively").mkdir()
-    with news_fleet(tmp_path / "lively", nats, generated_bare, interval=f"{INTERVAL:g}s") as fleet:
+@pytest.fixture(scope="module")
+def three(
+    module_nats: NatsCluster, generated_bare: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[NewsFleet]:
+    """Three nodes that refresh every two seconds, for the tests of this module."""
+    directory = tmp_path_factory.mktemp("lively")
+    with news_fleet(directory, module_nats, generated_bare, interval=f"{INTERVAL:g}s") as fleet:
+        for serve in fleet.fleet.nodes.values():
+            serve.keep_ports()
         yield fleet
+
+
+@pytest.fixture
+def lively(three: NewsFleet) -> Iterator[NewsFleet]:
+    """All of them run and have the same, whatever the test before did to one of them or to the server."""
+    for serve in three.fleet.nodes.values():
+        if not serve.running:
+            serve.start()
+    three.wait_equal(timeout=SOON)
+    yield three
+    [server] = three.fleet.nats.servers
+    if server.process is None:
+        server.start()
+    server.thaw()
+    for serve in three.fleet.nodes.values():
+        if serve.running:
+            serve.signal(signal.SIGCONT)
 
 
 def test_three_nodes_cost_an_upstream_what_one_does(lively: NewsFleet) -> None:

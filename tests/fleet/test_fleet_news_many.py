@@ -1,4 +1,4 @@
-"""A repository with 5,000 refs, which threads compare, some of whose names are no UTF-8, goes from node to node."""
+"""A repository with over 4,000 refs, which threads compare, some named in no UTF-8, goes from node to node."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.git.ref_sets import MANY
 from tests.conftest import WIDGETS
 from tests.fleet.news import news_fleet
 from tests.support.gitutil import git, git_bytes
@@ -21,7 +22,7 @@ def test_more_refs_than_the_loop_compares(module_nats: NatsCluster, generated_ba
         commit = git("rev-parse", "main", cwd=path)
         # As a file, because git takes long for so many loose refs.
         listed = git_bytes("for-each-ref", "--format=%(objectname) %(refname)", cwd=path)[1].splitlines()
-        listed += [f"{commit} refs/heads/many/{number}".encode() for number in range(5_000)]
+        listed += [f"{commit} refs/heads/many/{number}".encode() for number in range(MANY)]
         listed.append(commit.encode() + b" refs/tags/caf\xe9")
         listed.sort(key=lambda line: line.split(b" ", 1)[1])
         (path / "packed-refs").write_bytes(b"# pack-refs with: sorted \n" + b"\n".join(listed) + b"\n")

@@ -168,7 +168,8 @@ def test_an_interrupted_put_leaves_nothing(tmp_path: Path, nats: NatsCluster, ge
         serve.cli("add-repo", upstream.url(WIDGETS), "--name", WIDGETS)
         node = OutNode(serve, upstream, nats, "default")
         guest = node.guest(tmp_path / "guest")
-        commit = commit_files(guest, {"large.bin": os.urandom(5_000_000)}, "large")
+        git("config", "core.compression", "0", cwd=guest)
+        commit = commit_files(guest, {"large.bin": os.urandom(1_500_000)}, "large")
         proxy.before = b"PUB $O.gitmirror-default-objects.M."
         assert node.push(guest, "large").returncode == 0
         assert proxy.stalled.wait(30)
@@ -177,7 +178,7 @@ def test_an_interrupted_put_leaves_nothing(tmp_path: Path, nats: NatsCluster, ge
             return int((await context.stream_info("OBJ_gitmirror-default-objects")).state.messages)
 
         pieces = nats.ask(messages)
-        assert pieces > 30
+        assert pieces > 10
         proxy.cut()
         [row] = node.wait_rows("large", 1)
         assert row.commit == commit
@@ -235,12 +236,13 @@ def test_a_large_bundle_takes_little_memory(node: OutNode, tmp_path: Path) -> No
         status = Path(f"/proc/{node.serve.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
-    before, size = peak(), 100 * 2**20
+    before, size = peak(), 24 * 2**20
     commit_files(guest, {"large.bin": os.urandom(size)}, "large")
     assert node.push(guest, "large").returncode == 0
     wait_until(lambda: len(turns_in(node.rows(), "large")) == 2, timeout=120, message="it is out")
     assert turns_in(node.rows(), "large")[1].bundle_size > size
-    assert peak() - before < 48 * 2**20
+    # Of any size, it takes about six megabytes.
+    assert peak() - before < 16 * 2**20
 
 
 def test_a_server_that_answers_nobody_holds_no_guest_up(node: OutNode, tmp_path: Path) -> None:

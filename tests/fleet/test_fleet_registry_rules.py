@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -163,6 +166,16 @@ class Access:
             raise FleetAway("cut off")
 
 
+@functools.cache
+def _empty() -> Path:
+    """A database with nothing in it, which takes longer to make than a history to play."""
+    directory = tempfile.TemporaryDirectory()
+    atexit.register(directory.cleanup)
+    path = Path(directory.name) / "empty.db"
+    Database(path).close()
+    return path
+
+
 class Node:
     """A node: its database, its side of the registry, and operators. Implements LocalRegistry without any files."""
 
@@ -170,7 +183,9 @@ class Node:
         self.name, self.access = name, Access(bucket)
         self.waited: dict[str, Pending] = {}
         self.told: set[int] = set()
-        self.stores = Stores.over(Database(directory / f"{name}.db"))
+        path = directory / f"{name}.db"
+        shutil.copyfile(_empty(), path)
+        self.stores = Stores.over(Database(path))
         # What is committed to a RAM disk needs no sync.
         with self.stores.database.reading() as connection:
             connection.execute("PRAGMA synchronous = OFF")

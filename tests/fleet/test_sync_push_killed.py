@@ -66,8 +66,7 @@ def start_push(out: OutNode, guest: Path, session: str) -> subprocess.Popen[byte
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("existed", [False, True], ids=["new", "existed"])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(("moment", "existed"), list(zip(MOMENTS, (True, False, False, True), strict=True)), ids=str)
 def test_killed_while_a_push_waits(
     proxy_and_node: tuple[NatsProxy, OutNode], tmp_path: Path, moment: str, existed: bool
 ) -> None:

@@ -31,7 +31,7 @@ class TestFleet:
         fleet: dict[str, Any] = {"servers": self.nats.urls, "node": name, "replicas": self.nats.replicas}
         merged: dict[str, Any] = {
             "fleet": fleet | dict(sections.get("fleet", {})),
-            "refresh": {"interval": "1s", "allow_local": True} | dict(sections.get("refresh", {})),
+            "refresh": {"interval": "1h", "stale_after": "1d", "allow_local": True} | dict(sections.get("refresh", {})),
         }
         others = {key: value for key, value in sections.items() if key not in merged}
         return self._stack.enter_context(Serve(self.directory / name, **merged, **others))

@@ -13,17 +13,17 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from appliance.core.errors import GitmirrorError
-from tests.support.fleet import NODES, TestFleet
+from tests.support.fleet import TestFleet
 from tests.support.fleet_users import Pushing, ask, send_webhook, sessions_of, webhook_settings
 from tests.support.generate import add_commit
-from tests.support.gitutil import refs, wait_until
+from tests.support.gitutil import wait_until
 from tests.support.nats import NatsCluster, NatsServer
 from tests.support.netns import Cable
 from tests.support.serve import CommandFailed, Serve
@@ -95,13 +95,24 @@ class Ledger:
 class Storm:
     """A fleet of three nodes and three NATS servers, and everything that is done to it. A context manager.
 
-    With `cable`, the node `c` is at its other end.
+    `durability` is that of the recorded turns of each node, by its name. With `cable`, the nodes `far` are at its other
+    end.
     """
 
-    def __init__(self, place: Path, source: Path, seed: int, durability: str, cable: Cable | None = None) -> None:
+    def __init__(
+        self,
+        place: Path,
+        source: Path,
+        seed: int,
+        durability: Mapping[str, str],
+        cable: Cable | None = None,
+        far: Sequence[str] = (),
+    ) -> None:
         self.rng = random.Random(seed)
-        self.seed, self.durability, self.source = seed, durability, source
-        self.cable = cable
+        self.seed, self.source = seed, source
+        self.durability = dict(durability)
+        self.nodes = tuple(durability)
+        self.cable, self.far = cable, far
         self.ledger = Ledger()
         self.healed_at = 0.0
         self.round = 0
@@ -125,23 +136,23 @@ class Storm:
             self.fleet = stack.enter_context(TestFleet(place, self.nats, ()))
             self._pool = stack.enter_context(ThreadPoolExecutor(6))
             refresh = {"interval": "2s", **webhook_settings(place)}
-            for name in NODES:
-                own = self.cable.inside if self.cable and name == NODES[-1] else host
+            for name in self.nodes:
+                own = self.cable.inside if self.cable and name in self.far else host
                 serve = self.fleet.make(
                     name,
                     refresh=refresh,
-                    fleet={"durability": self.durability, "sync_timeout": "5s"},
+                    fleet={"durability": self.durability[name], "sync_timeout": "5s"},
                     recording={"max_new_sessions": 10**6, "max_turns": 10**6},
                     options=["--git", f"{own}:0", "--http", f"{own}:0", "--admin", f"{own}:0"],
                 )
-                if self.cable and name == NODES[-1]:
-                    serve.starter = self.cable.enter
+                if self.cable and name in self.far:
+                    serve.starter = list(self.cable.enter)
                 self.fleet.nodes[name] = serve
                 serve.start()
                 serve.keep_ports()
                 self._urls[name] = serve.git_url, serve.admin_url
             for name in RECORDED:
-                self.fleet[NODES[0]].cli("add-repo", self.upstream.url(name), timeout=90)
+                self.fleet[self.nodes[0]].cli("add-repo", self.upstream.url(name), timeout=90)
                 self.fleet.wait_all(lambda serve, name=name: name in repos_of(serve), f"{name} is there")  # type: ignore[misc]
                 self.fleet.wait_all(lambda serve, name=name: serve.mirror(name).exists(), f"{name} is cloned")  # type: ignore[misc]
             self._stack = stack.pop_all()
@@ -152,8 +163,8 @@ class Storm:
 
     # Work
 
-    def work(self, count: int = 4, nodes: Sequence[str] = NODES) -> None:
-        """Starts so many random pieces of work."""
+    def work(self, count: int = 4, nodes: Sequence[str] = ()) -> None:
+        """Starts so many random pieces of work, on any node or on these."""
         kinds: list[tuple[int, Callable[[], Callable[[], None]]]] = [
             (10, self._plan_push),
             (3, self._plan_registration),
@@ -162,7 +173,7 @@ class Storm:
         ]
         for _ in range(count):
             [plan] = self.rng.choices([each for _, each in kinds], [weight for weight, _ in kinds])
-            self._nodes = nodes
+            self._nodes = nodes or self.nodes
             self._running.append(self._pool.submit(plan()))
 
     def _node(self) -> str:
@@ -177,7 +188,7 @@ class Storm:
             with self._lock:
                 before = [turn.commit for turn in self.ledger.turns if (turn.repo, turn.session) == (repo, session)]
             commit = self.pushing.commit(message, before[-1] if before and continues else None)
-            enter = self.cable.enter if self.cable and node == NODES[-1] else ()
+            enter = self.cable.enter if self.cable and node in self.far else ()
             began = time.monotonic()
             done, _ = self.pushing.push(self._urls[node][0], repo, session, commit, enter=enter)
             if done:
@@ -209,7 +220,9 @@ class Storm:
         return register
 
     def _plan_webhook(self) -> Callable[[], None]:
-        node, name = self._node(), self.rng.choice(RECORDED)
+        # The upstream is not at the far end of the cable: once that is cut, it would only wait.
+        node = self.rng.choice([each for each in self._nodes if each not in self.far])
+        name = self.rng.choice(RECORDED)
         self._count += 1
         file = {f"upstream-{self._count}.txt": "x\n"}
 
@@ -296,31 +309,33 @@ class Storm:
     def heal(self) -> None:
         """Waits until everything has ended, and holds the nodes to what users were told."""
         self.settle()
-        wait_until(self._agreed, timeout=AGREE_WITHIN, interval=0.3, message="the nodes agree")
-        sessions = sessions_of(self.fleet[NODES[0]])
+        wait_until(self._agreed, timeout=AGREE_WITHIN, interval=1, message="the nodes agree")
+        sessions = sessions_of(self.fleet[self.nodes[0]])
         self._hold_turns(sessions)
-        registered = repos_of(self.fleet[NODES[0]])
+        registered = repos_of(self.fleet[self.nodes[0]])
         for name, told in self.ledger.repos.items():
             assert name in registered or self.ledger.may_be_lost(*told), f"{name} was registered by {told} and is gone"
-        for node in NODES:
+        for node in self.nodes:
             # With --fleet it verifies the chain, too.
             self.fleet[node].here("audit", "verify", "--fleet")
         self.healed_at = time.monotonic()
 
     def disagreement(self) -> str:
         """What the nodes disagree on, as a text; empty if they agree."""
-        for seen in (repos_of, sessions_of):
-            found = {node: seen(self.fleet[node]) for node in NODES}
-            for node in NODES[1:]:
-                if found[node] != found[NODES[0]]:
-                    return f"{NODES[0]} has {found[NODES[0]]},\n{node} has {found[node]}"
         for name in RECORDED:
-            tip = refs(self.upstream.path(name))["refs/heads/main"]
-            for node in NODES:
-                if refs(self.fleet[node].mirror(name)).get("refs/heads/main") != tip:
+            tip = main_of(self.upstream.path(name))
+            for node in self.nodes:
+                if main_of(self.fleet[node].mirror(name)) != tip:
                     return f"{name} is not up to date on {node}"
-        lacking = [turn for turn in self._must_be_there() if not self._has(sessions_of(self.fleet[NODES[0]]), turn)]
-        return f"lacking on {NODES[0]}: {lacking}" if lacking else ""
+        # The turns of each session cost a request for each, so they are asked for once all else is the same.
+        views: tuple[Callable[[Serve], dict[Any, Any]], ...] = (repos_of, listed_by, sessions_of)
+        for seen in views:
+            found = {node: seen(self.fleet[node]) for node in self.nodes}
+            for node in self.nodes[1:]:
+                if found[node] != found[self.nodes[0]]:
+                    return f"{self.nodes[0]} has {found[self.nodes[0]]},\n{node} has {found[node]}"
+        lacking = [turn for turn in self._must_be_there() if not self._has(found[self.nodes[0]], turn)]
+        return f"lacking on {self.nodes[0]}: {lacking}" if lacking else ""
 
     def _agreed(self) -> bool:
         try:
@@ -333,7 +348,7 @@ class Storm:
         return [
             turn
             for turn in self.ledger.turns
-            if not (self.durability == "async" and self.ledger.may_be_lost(turn.node, turn.began))
+            if not (self.durability[turn.node] == "async" and self.ledger.may_be_lost(turn.node, turn.began))
             and not any(
                 (drop.repo, drop.session) == (turn.repo, turn.session) and drop.ended > turn.began
                 for drop in self.ledger.drops
@@ -359,9 +374,9 @@ class Storm:
         return turn.commit in sessions.get((turn.repo, turn.session), [])
 
     def bring_everywhere(self, place: Path) -> None:
-        """Checks out the last turn of every session on every node, whoever took it."""
-        for node in NODES:
-            for repo, session in sessions_of(self.fleet[node]):
+        """Checks out the last turn of every session on a node, whoever took it: each node has its share of them."""
+        for number, node in enumerate(self.nodes):
+            for repo, session in sorted(sessions_of(self.fleet[node]))[number :: len(self.nodes)]:
                 dest = place / node / repo / session
                 dest.parent.mkdir(parents=True, exist_ok=True)
                 self.fleet[node].here("session", "checkout", repo, session, str(dest))
@@ -384,6 +399,24 @@ class Storm:
             )
             error.add_note(f"seed {self.seed}, round {self.round}, {self.durability}, {self.faults}{tails}")
             raise
+
+
+def main_of(repository: Path) -> str:
+    """Where `main` of a repository is, as its files say, and "" if there is none."""
+    with contextlib.suppress(OSError):
+        return (repository / "refs" / "heads" / "main").read_text().strip()
+    with contextlib.suppress(OSError):
+        for line in (repository / "packed-refs").read_text(errors="replace").splitlines():
+            oid, _, name = line.partition(" ")
+            if name == "refs/heads/main":
+                return oid
+    return ""
+
+
+def listed_by(serve: Serve) -> dict[tuple[str, str], tuple[int, str]]:
+    """How many turns every session that a node lists has, and its tip."""
+    found = ask(serve, "GET", "sessions", limit=1000)["items"]
+    return {(each["repo"], each["session"]): (each["turns"], each["tip"]) for each in found}
 
 
 def repos_of(serve: Serve) -> dict[str, tuple[object, ...]]:

@@ -28,6 +28,8 @@ from typing import Any, cast
 import appliance.__main__
 import appliance.cli.main
 import appliance.core.daemon.service
+import appliance.core.fleet.client
+import appliance.core.fleet.streams
 import appliance.core.git.browse
 import appliance.core.node.node
 import appliance.core.node.offline
