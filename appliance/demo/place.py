@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,9 @@ PREFIX = "gitmirror-demo-"
 MEMORY = Path("/dev/shm")
 ROOM = 256 * 2**20
 """Bytes that MEMORY must have free. A demo takes some tens of MiB."""
+EMPTY_WITHIN = 5.0
+"""Seconds in which a directory must stay empty. The view's last reads, for which its end does not wait, may write git's
+configs there once more."""
 
 
 def directories() -> list[Path]:
@@ -148,4 +153,11 @@ def _clear(place: DemoPlace) -> None:
     end_survivors(place.children, place.children_lock)
     # The node's own children have sessions of their own, and outlive a node that was killed.
     end_survivors(place.layout.children, place.layout.children_lock)
-    shutil.rmtree(place.root)
+    until = time.monotonic() + EMPTY_WITHIN
+    while place.root.exists():
+        try:
+            shutil.rmtree(place.root)
+        except OSError as error:
+            # Something came, or went, between the look and the removal.
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > until:
+                raise

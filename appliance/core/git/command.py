@@ -116,10 +116,14 @@ _COMMON_CONFIG = """\
 def write_git_configs(layout: Layout, *, max_push: int) -> None:
     """Writes git's global configs for refresh and for serving, and creates the empty HOME. Raises OSError.
 
+    The state directory must be there: a command that reads writes them too, and must not bring back one that somebody
+    removes meanwhile.
+
     There are two files because settings meant for serving must not affect repack and fetch. git ignores
     `safe.directory` and similar settings in a repository's own config, so they are here.
     """
-    layout.home.mkdir(parents=True, exist_ok=True)
+    for directory in (layout.run, layout.home):
+        directory.mkdir(exist_ok=True)
     _write_if_changed(layout.git_config, _COMMON_CONFIG + trust_config(os.environ, nothing=layout.home))
     serving = (
         _COMMON_CONFIG

@@ -241,10 +241,11 @@ def open_browser(node: Node, repo: str) -> Iterator[Browser]:
     from appliance.core.git.browse import Browser
 
     layout = node.layout
-    if not layout.git_config.exists():
-        write_git_configs(layout, max_push=node.config.recording.max_push)
+    # First, because it finds out whether there is a mirror at all.
     browser = Browser(layout.mirror(repo), git_environment(layout, layout.git_config, os.environ))
     try:
+        if not layout.git_config.exists():
+            write_git_configs(layout, max_push=node.config.recording.max_push)
         yield browser
     finally:
         browser.close()
