@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.core.recording import policy
 from tests.conftest import WIDGETS, ServeFactory
 from tests.recording import stingy
 from tests.recording.conftest import AGENTS, TURNS, Book, new_session, record, record_turn, session_of
@@ -230,6 +231,7 @@ def test_a_pack_of_kilobytes_that_unpacks_to_gigabytes(
     What the hook does with the size is the same for every limit, and git takes a minute for the gigabytes of the true
     one: this node's is 16 MiB. The same blobs without the last are taken.
     """
+    assert policy.MOST_UNPACKED == 4 * 2**30
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=SETTLED)
     serve.command = [sys.executable, "-m", stingy.__name__]
     node = Node(serve.start(), upstream)
