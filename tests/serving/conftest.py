@@ -108,11 +108,11 @@ def make_turn(mirror: Path, text: str, *, size: int = 0, files: int = 1) -> Turn
 
 @pytest.fixture(scope="session")
 def big_bare(generated_bare: Path, make_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """The generated repository and one file of 14 MB that does not compress. Not to be written to."""
+    """The generated repository and one file of 24 MB that does not compress. Not to be written to."""
 
     def build(path: Path) -> None:
         copy_repository(generated_bare, path)
-        add_commit(path, "main", {"noise.bin": random.Random(7).randbytes(14 * 2**20)})
+        add_commit(path, "main", {"noise.bin": random.Random(7).randbytes(24 * 2**20)})
 
     return make_once("big.git", build)
 
