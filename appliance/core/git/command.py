@@ -155,7 +155,7 @@ def _write_if_changed(path: Path, text: str) -> None:
     with contextlib.suppress(OSError):
         if path.read_bytes() == text.encode():
             return
-    write_atomically(path, text)
+    write_atomically(path, text, make_directory=False)
 
 
 def _quoted(path: Path) -> str:
