@@ -19,7 +19,7 @@ from appliance.core.store.audit import Attempt, AuditLog
 from appliance.core.store.database import Database
 from tests.conftest import WIDGETS, ServeFactory
 from tests.observability.conftest import repo_of, status_of
-from tests.serving.fetch.conftest import metric
+from tests.serving.fetch.conftest import metric, wait_warm
 from tests.serving.fetch.wire import http_ask
 from tests.support.generate import add_commit
 from tests.support.gitutil import git, git_result, wait_until
@@ -288,8 +288,11 @@ def test_out_of_descriptors_is_passed_over(serve_factory: ServeFactory, upstream
     serve = serve_factory(repos=[upstream.url(WIDGETS)], refresh=OFTEN)
     serve.start()
     serve.wait_for_repo(WIDGETS)
+    # Each response that is kept has a descriptor of its own.
+    wait_warm(serve)
+    wait_until(lambda: http_ask(f"{serve.http_url}/{WIDGETS}/workspace.tar", "HEAD").status == 200)
     used = len(os.listdir(f"/proc/{serve.pid}/fd"))
-    resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, (used + 10, used + 10))
+    resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, (used + 20, used + 20))
     with contextlib.ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(socket.create_connection(serve.git_address))
