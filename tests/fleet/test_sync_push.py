@@ -18,19 +18,19 @@ from tests.support.upstream import HttpUpstream
 
 pytestmark = pytest.mark.slow
 
-REFUSAL = "the fleet did not store it within 1s; nothing was recorded, push again"
+REFUSAL = "the fleet did not store it within 3s; nothing was recorded, push again"
 
 
 @pytest.fixture(scope="module")
 def sync(tmp_path_factory: pytest.TempPathFactory, generated_bare: Path) -> Iterator[OutNode]:
-    """A node whose pushes wait for the fleet, for a second, and a server that the tests may freeze."""
+    """A node whose pushes wait for the fleet, for three seconds, and a server that the tests may freeze."""
     if WHY_NOT:
         pytest.skip(WHY_NOT)
     base = tmp_path_factory.mktemp("sync")
     with (
         NatsCluster(base / "nats") as nats,
         HttpUpstream(base / "upstream") as upstream,
-        TestFleet(base, nats, ["a"], fleet={"durability": "sync", "sync_timeout": "1s"}) as nodes,
+        TestFleet(base, nats, ["a"], fleet={"durability": "sync", "sync_timeout": "3s"}) as nodes,
     ):
         upstream.add(WIDGETS, generated_bare)
         serve = nodes["a"].start()
