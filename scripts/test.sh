@@ -95,5 +95,6 @@ if [ -z "${PYTEST_DEBUG_TEMPROOT-}" ] && [ -w $memory ] && [ "$(stat -f -c %T $m
     export PYTEST_DEBUG_TEMPROOT=$memory
     selection+=(-o tmp_path_retention_policy=failed -o tmp_path_retention_count=1)
 fi
-# Each worker has neighbours in a row, which share what is built for their module, until one has nothing left to do.
-step "pytest" "$python" -m pytest -n auto --dist worksteal "${selection[@]}" "$@"
+# Tests wait as much as they work, so there are two workers for a processor. Each has neighbours in a row, which share
+# what is built for their module, until one has nothing left to do.
+step "pytest" "$python" -m pytest -n "$((2 * $(nproc)))" --dist worksteal "${selection[@]}" "$@"
