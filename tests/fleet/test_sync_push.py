@@ -119,8 +119,8 @@ def test_the_kit_passes_the_reason_on(sync: OutNode, frozen: None, tmp_path: Pat
     kit = tmp_path / "guest.sh"
     kit.write_text(sync.serve.cli("guest-kit").stdout)
     environment = sync.serve.env | {
-        "GITMIRROR_GIT": str(sync.serve.git_url), "GITMIRROR_HTTP": str(sync.serve.http_url), "GITMIRROR_DEADLINE": "20",
-        "GITMIRROR_UPSTREAM": sync.upstream.url(WIDGETS),
+        "GITMIRROR_GIT": str(sync.serve.git_url), "GITMIRROR_HTTP": str(sync.serve.http_url),
+        "GITMIRROR_UPSTREAM": sync.upstream.url(WIDGETS), "GITMIRROR_DEADLINE": "20",
     }  # fmt: skip
     git("remote", "set-url", "origin", sync.upstream.url(WIDGETS), cwd=guest)
     done = subprocess.run(

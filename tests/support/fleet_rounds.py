@@ -23,7 +23,7 @@ from appliance.core.errors import GitmirrorError
 from tests.support.fleet import TestFleet
 from tests.support.fleet_users import Pushing, ask, send_webhook, sessions_of, webhook_settings
 from tests.support.generate import add_commit
-from tests.support.gitutil import wait_until
+from tests.support.gitutil import read_ref, wait_until
 from tests.support.nats import NatsCluster, NatsServer
 from tests.support.netns import Cable
 from tests.support.serve import CommandFailed, Serve
@@ -323,9 +323,9 @@ class Storm:
     def disagreement(self) -> str:
         """What the nodes disagree on, as a text; empty if they agree."""
         for name in RECORDED:
-            tip = main_of(self.upstream.path(name))
+            tip = read_ref(self.upstream.path(name), "refs/heads/main")
             for node in self.nodes:
-                if main_of(self.fleet[node].mirror(name)) != tip:
+                if read_ref(self.fleet[node].mirror(name), "refs/heads/main") != tip:
                     return f"{name} is not up to date on {node}"
         # The turns of each session cost a request for each, so they are asked for once all else is the same.
         views: tuple[Callable[[Serve], dict[Any, Any]], ...] = (repos_of, listed_by, sessions_of)
@@ -399,18 +399,6 @@ class Storm:
             )
             error.add_note(f"seed {self.seed}, round {self.round}, {self.durability}, {self.faults}{tails}")
             raise
-
-
-def main_of(repository: Path) -> str:
-    """Where `main` of a repository is, as its files say, and "" if there is none."""
-    with contextlib.suppress(OSError):
-        return (repository / "refs" / "heads" / "main").read_text().strip()
-    with contextlib.suppress(OSError):
-        for line in (repository / "packed-refs").read_text(errors="replace").splitlines():
-            oid, _, name = line.partition(" ")
-            if name == "refs/heads/main":
-                return oid
-    return ""
 
 
 def listed_by(serve: Serve) -> dict[tuple[str, str], tuple[int, str]]:

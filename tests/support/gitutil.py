@@ -171,6 +171,21 @@ def refs(repo: Path) -> dict[str, str]:
     return dict(_pair(line) for line in listing.splitlines())
 
 
+def read_ref(repo: Path, ref: str) -> str:
+    """Return the object id of a full ref as the repository's files say, without a process, and "" if there is none.
+
+    For those who look again and again. What is packed is in `packed-refs` before its own file goes.
+    """
+    with contextlib.suppress(OSError):
+        return (repo / ref).read_text().strip()
+    with contextlib.suppress(OSError):
+        for line in (repo / "packed-refs").read_text(errors="replace").splitlines():
+            oid, _, name = line.partition(" ")
+            if name == ref:
+                return oid
+    return ""
+
+
 def remote_refs(url: str, *, env: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return what `git ls-remote` sees at `url`: HEAD, refs, and peeled tags as `REF^{}`."""
     listing = git("ls-remote", url, env=env)

@@ -25,7 +25,7 @@ from appliance.core.api.client import call
 from appliance.core.errors import NotServing
 from appliance.core.layout import Layout
 from tests.support.forked import ROOT, ForkedProcess, can_fork, run_forked
-from tests.support.gitutil import clean_env, git, git_result, kill_group, run_process, wait_until
+from tests.support.gitutil import clean_env, git, git_result, kill_group, read_ref, run_process, wait_until
 from tests.support.processes import processes_of
 
 __all__ = ["ROOT", "CommandFailed", "Ready", "Section", "Serve", "Value", "processes_of", "wait_until", "write_config"]
@@ -363,7 +363,7 @@ class Serve:
 
         def look() -> bool:
             if oid is not None and ref.startswith("refs/"):
-                return _is_at(self.mirror(name), ref, oid)
+                return read_ref(self.mirror(name), ref) == oid
             try:
                 code, found, _ = git_result("rev-parse", "--quiet", "--verify", ref, cwd=self.mirror(name))
             except (FileNotFoundError, NotADirectoryError):
@@ -392,15 +392,6 @@ class Serve:
         url = getattr(self.ready, listener, None)
         assert isinstance(url, str), f"serve has no {listener} listener"
         return url
-
-
-def _is_at(repository: Path, ref: str, oid: str) -> bool:
-    # Without a git process for each look. What is packed is in `packed-refs` before its file goes.
-    with contextlib.suppress(OSError):
-        return (repository / ref).read_text().strip() == oid
-    with contextlib.suppress(OSError):
-        return f"{oid} {ref}" in (repository / "packed-refs").read_text().splitlines()
-    return False
 
 
 def _toml(value: Value) -> str:
