@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from appliance.core.backup.database_copy import copied
+from appliance.core.layout import Layout
 from appliance.core.store import chain
 from appliance.core.store.audit import Attempt, AuditLog, FoundTurn, LogBehind, TurnRef
 from appliance.core.store.chain import GENESIS, HASHED, VERSION, canonical_form
 from appliance.core.store.database import Database, StoreError
+from appliance.core.store.told import HeadUnreadable
 from tests.support.serve import ROOT
 
 ZERO, ONE, TWO = "0" * 40, "1" * 40, "2" * 40
@@ -543,6 +546,28 @@ def test_a_file_that_makes_no_sense_is_a_loss(log: AuditLog, path: Path, text: s
     path.with_name("audit-head").write_text(text)
     with pytest.raises(LogBehind):
         log.check()
+
+
+def test_a_file_that_cannot_be_read_is_no_loss(log: AuditLog, path: Path) -> None:
+    """As when the process is out of descriptors: nobody is told that events are lost, and no copy says so for good."""
+    fill(log, 2)
+    head, aside = path.with_name("audit-head"), path.with_name("aside")
+    head.rename(aside)
+    head.mkdir()
+    layout = Layout(path.parent)
+    layout.run.mkdir()
+    for use in (log.check, log.verify, log.accept_loss, copied(layout).__enter__):
+        with pytest.raises(HeadUnreadable, match=r"cannot be read from .*audit-head: Is a directory"):
+            use()
+    fill(log, 1)
+    head.rmdir()
+    aside.rename(head)
+    log.check()
+    assert not log.accept_loss()
+    assert log.verify().broken is None
+    with copied(layout) as copy:
+        assert copy.audit_head.read_text().split()[1] == log.head()
+    assert not list(layout.run.iterdir())
 
 
 def test_what_cannot_be_told_is_no_reason_to_lose_the_event(log: AuditLog, path: Path) -> None:

@@ -34,6 +34,7 @@ from appliance.core.store.audit import LogBehind
 from appliance.core.store.database import MayNotWrite
 from appliance.core.store.remedies import remedy
 from appliance.core.store.stores import Stores
+from appliance.core.store.told import HeadUnreadable
 from appliance.core.workspace.disk.collection import discard_disks
 from appliance.core.workspace.disk.images import DiskPlace
 from appliance.core.workspace.disk.lease_documents import lease_document
@@ -73,9 +74,9 @@ class OfflineNode:
         )
         try:
             stores.audit.check()
-        except LogBehind as behind:
-            mend = remedy(behind, self.layout.state, self.config.backup.to)
-            document["warnings"] = [f"pushes will be refused: {behind.message}: {mend}"]
+        except (LogBehind, HeadUnreadable) as error:
+            mend = remedy(error, self.layout.state, self.config.backup.to)
+            document["warnings"] = [f"pushes will be refused: {error.message}: {mend}"]
         if self.config.fleet.is_on:
             document["fleet"] = short_document(self.config.fleet, self._waiting(stores), trouble=_AWAY)
         storage = self.storage(MOST_REPOS)

@@ -21,7 +21,7 @@ from appliance.core.process.groups import how_to_get_in
 from appliance.core.store.database import Database, DatabaseLost, StoreError
 from appliance.core.store.registry import Wanted
 from appliance.core.store.stores import Stores
-from appliance.core.store.told import LOST, ToldHead
+from appliance.core.store.told import ToldHead
 from appliance.core.upstream import Upstream, choose_name, no_ssh, parse_upstream, same_upstream
 
 if TYPE_CHECKING:
@@ -68,16 +68,17 @@ def open_stores(
                 "and refuses pushes until `gitmirror.pyz audit accept-loss`",
             )
         try:
-            head = ToldHead(layout.audit_head)
-            if head.read() is None:
-                head.write(LOST)
+            ToldHead(layout.audit_head).mark_lost()
         except OSError as error:
             if not patient or layout.database.exists():
-                raise StoreError(f"{layout.audit_head} cannot be written: {error.strerror}") from error
+                raise StoreError(f"{layout.audit_head} cannot be read or written: {error.strerror}") from error
             # Create no new database without the mark in its log: the caller continues without a database until the next
             # start.
             log.error(
-                "the database %s was lost, and %s cannot be written: %s", layout.database, layout.audit_head, error
+                "the database %s was lost, and %s cannot be read or written: %s",
+                layout.database,
+                layout.audit_head,
+                error,
             )
             create = False
             make_state(layout)

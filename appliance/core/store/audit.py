@@ -25,7 +25,7 @@ from appliance.core.store.chain import (
     verify_chain,
 )
 from appliance.core.store.cursors import LARGEST, Page, page_by_id
-from appliance.core.store.database import Database, rows
+from appliance.core.store.database import Database, StoreError, rows
 from appliance.core.store.told import Head, ToldHead
 from appliance.core.store.turn_details import drop_notes, store_notes
 from appliance.core.units import rfc3339
@@ -178,7 +178,7 @@ class AuditLog:
         return taken
 
     def accept_loss(self) -> bool:
-        """Continues the log although events are lost, and appends a note that says so; False if none are lost."""
+        """Appends a note that accepts the loss of events; returns False if none are lost. Raises StoreError."""
         reported = self._reported.read()
         with self._database.writing() as connection:
             if reported is None or contains(connection, reported):
@@ -331,14 +331,17 @@ class AuditLog:
     def appending(self) -> Iterator[sqlite_utils.Database]:
         """A transaction whose last event becomes the reported head when it commits.
 
-        If the log lacks the event that was reported before, the reported head stays: only an operator may replace it.
+        If the log lacks the event that was reported before, or nobody can read which, the reported head stays: only an
+        operator may replace it.
         """
         with self._database.writing() as connection:
-            reported = self._reported.read()
-            behind = reported is not None and not contains(connection, reported)
+            whole = False
+            with contextlib.suppress(LogBehind, StoreError):
+                self._check(connection)
+                whole = True
             yield connection
             head = newest_event(connection)
-        if head is not None and not behind:
+        if head is not None and whole:
             self._reported.note(head)
 
 

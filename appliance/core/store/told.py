@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from appliance.core.store.database import StoreError
+
 log = logging.getLogger(__name__)
 
 
@@ -25,6 +27,10 @@ LOST = Head(0, "0" * 64)
 """An event that no log contains: the database was lost, and nobody knows how many events it had."""
 
 
+class HeadUnreadable(StoreError):
+    """The file cannot be read, such as by a process that is out of descriptors: nobody knows what the log lacks."""
+
+
 class ToldHead:
     """The file at `path`: one line of fixed length, `ID HASH`.
 
@@ -36,14 +42,28 @@ class ToldHead:
         self.path = path
 
     def read(self) -> Head | None:
-        """The reported head, or None if nothing was reported yet; LOST if the file is invalid or unreadable."""
+        """The reported head, or None if nothing was reported yet; LOST if the file is invalid.
+
+        Raises HeadUnreadable.
+        """
+        try:
+            return self._read()
+        except OSError as error:
+            raise HeadUnreadable(
+                f"the newest reported event of the audit log cannot be read from {self.path}: {error.strerror}",
+                hint="pushes are refused until it can be read",
+            ) from error
+
+    def mark_lost(self) -> None:
+        """Records LOST unless an event was reported already. Raises OSError."""
+        if self._read() is None:
+            self.write(LOST)
+
+    def _read(self) -> Head | None:
         try:
             text = self.path.read_text(encoding="ascii", errors="replace")
         except FileNotFoundError:
             return None
-        except OSError as error:
-            log.error("%s cannot be read: %s", self.path, error)
-            return LOST
         if not text.strip():
             return None
         fields = text.split()
