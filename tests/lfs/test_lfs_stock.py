@@ -181,7 +181,7 @@ def test_a_purge_leaves_nothing(stock: LfsStock, tmp_path: Path) -> None:
 
 def test_a_purge_holds_nobody_up(stock: LfsStock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The objects are forgotten at once, their files go in a thread; the next object under the name does not wait."""
-    places, oid, goes_on = tmp_path / "lfs/acme", put(stock, b"a"), threading.Event()
+    places, goes_on = tmp_path / "lfs/acme", threading.Event()
 
     def remove(path: Path, **options: Any) -> None:
         assert threading.current_thread() is not threading.main_thread()
@@ -189,6 +189,8 @@ def test_a_purge_holds_nobody_up(stock: LfsStock, tmp_path: Path, monkeypatch: p
         shutil.rmtree(path, **options)
 
     monkeypatch.setattr(stocks, "shutil", SimpleNamespace(rmtree=remove))
+    oid = put(stock, b"a")
+    assert [place.name for place in places.iterdir()] == ["widgets"], "the first object removes nothing"
     purge = stock.purge(REPO.name)
     assert stock.path(REPO, oid) is None and stock.bytes == 0 and not (places / "widgets").exists()
     moved = replace(REPO, url="https://example.com/acme/moved")

@@ -194,9 +194,10 @@ class LfsStock:
     def begin(self, repo: Repo) -> Path:
         """The path of a new file for an object that is being fetched. Raises OSError."""
         place = self._place(repo.name) / _GROWING
+        # Asked before there is a directory: one without an upstream would be removed.
+        is_known = self.belongs_to(repo)
         place.mkdir(parents=True, exist_ok=True, mode=0o750)
-        if not self.belongs_to(repo):
-            place.mkdir(parents=True, exist_ok=True, mode=0o750)
+        if not is_known:
             write_atomically(self._place(repo.name) / _UPSTREAM, f"{repo.url}\n", 0o640)
             self._upstreams[repo.name] = repo.url
         self._number += 1
