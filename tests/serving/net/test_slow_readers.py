@@ -14,7 +14,7 @@ import pytest
 
 from appliance.core.serving.net.streams import IdleTimeout, SocketStream
 
-IDLE = 1.0
+IDLE = 1.5
 SIZE = 6 * 2**20
 """More than both buffers hold, so that the kernel says several times that the socket takes no more."""
 
@@ -41,6 +41,19 @@ def read_slowly(guest: socket.socket, reads: int, received: list[int]) -> None:
             pause.wait(0.15)
 
 
+def read_at(guest: socket.socket, times: dict[float, int], received: list[int]) -> None:
+    """Reads so many bytes at each of these times, in parts of IDLE from the start, and then all."""
+    pause, at = threading.Event(), 0.0
+    for time, count in times.items():
+        pause.wait((time - at) * IDLE)
+        at = time
+        while count > 0:
+            received.append(len(guest.recv(count)))
+            count -= received[-1]
+    while data := guest.recv(32768):
+        received.append(len(data))
+
+
 async def send(ours: socket.socket, by_file: bool, path: Path) -> None:
     """Sends SIZE bytes."""
     stream = SocketStream(ours, IDLE)
@@ -60,6 +73,21 @@ def test_a_guest_that_reads_slowly_gets_all(tmp_path: Path, by_file: bool) -> No
     received: list[int] = []
     with connection() as (ours, guest):
         reader = threading.Thread(target=read_slowly, args=(guest, 40, received))
+        reader.start()
+        asyncio.run(send(ours, by_file, tmp_path / "file"))
+        ours.close()
+        reader.join(60)
+    assert sum(received) == SIZE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_file", [False, True], ids=["bytes", "file"])
+def test_a_guest_that_reads_much_and_then_little_gets_all(tmp_path: Path, by_file: bool) -> None:
+    """It was cut off unless it read just before it had read nothing for `idle` seconds."""
+    received: list[int] = []
+    with connection() as (ours, guest):
+        times = {0.1: 3 * 2**19, 0.6: 32768, 1.4: 32768, 2.1: 32768}
+        reader = threading.Thread(target=read_at, args=(guest, times, received))
         reader.start()
         asyncio.run(send(ours, by_file, tmp_path / "file"))
         ours.close()

@@ -246,7 +246,6 @@ class _FileTransfer:
     async def finish(self, idle: float | None) -> None:
         """Sends the rest. Raises OSError, and IdleTimeout if the guest reads nothing for `idle` seconds."""
         future: asyncio.Future[None] = self._loop.create_future()
-        self._moved_at = self._loop.time()
         self._loop.add_writer(self._descriptor, self._on_writable, future)
         timer = None if idle is None else self._loop.create_task(self._watch(future, idle))
         try:
@@ -270,17 +269,14 @@ class _FileTransfer:
             future.set_result(None)
 
     async def _watch(self, future: asyncio.Future[None], idle: float) -> None:
-        before = unsent_bytes(self._descriptor)
         while True:
-            await asyncio.sleep(self._moved_at + idle - self._loop.time())
-            after, now = unsent_bytes(self._descriptor), self._loop.time()
-            if now >= self._moved_at + idle:
-                if after >= before:
-                    _expire(future)
-                    return
-                # It reads, although too little for the socket to take more.
-                self._moved_at = now
-            before = after
+            before, since = unsent_bytes(self._descriptor), self._loop.time()
+            await asyncio.sleep(idle)
+            # If the socket took nothing, a guest that reads too little for it to take more still shows in what is
+            # unsent. Both are looked at over the same time, or a guest that read all along could be cut off.
+            if self._moved_at < since and unsent_bytes(self._descriptor) >= before:
+                _expire(future)
+                return
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
