@@ -235,6 +235,9 @@ def refuses(serve: Serve) -> bool:
         socket.create_connection(serve.git_address, timeout=60).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        # It connected just before the listening socket was closed, and was never accepted.
+        return False
     return False
 
 
