@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import nats
 import pytest
 
+from appliance.core.fleet.messages import News
+from appliance.core.fleet.names import FleetNames
+from appliance.core.fleet.wire import write
 from tests.conftest import WIDGETS
-from tests.fleet.news import NewsFleet, costs_at_best, news_fleet
+from tests.fleet.news import NewsFleet, costs_at_best, news_fleet, verified_at
 from tests.observability.conftest import repo_of
+from tests.support.fleet import wait_connected
 from tests.support.gitutil import wait_until
 from tests.support.nats import NatsCluster
 
@@ -124,6 +130,33 @@ def test_without_nats_each_node_asks_for_itself(lively: NewsFleet, how: str) -> 
         return lively.asked() <= 5
 
     wait_until(is_one, timeout=60, message="one node asks for all again")
+
+
+def test_two_nodes_that_ask_each_other_do_not_wait_for_each_other(
+    module_nats: NatsCluster, generated_bare: Path, tmp_path: Path
+) -> None:
+    """The holder hears old news of a node, as of one that was frozen, and asks it; that one asks the holder."""
+    (tmp_path / "circle").mkdir()
+    with news_fleet(tmp_path / "circle", module_nats, generated_bare, nodes=("a", "b")) as fleet:
+        holder = fleet.holder()
+        [other] = fleet.others(holder)
+        # So that it has to look before it answers.
+        fleet[other].restart()
+        wait_connected(fleet[other])
+        before = verified_at(fleet[holder])
+        old = News(other, WIDGETS, fleet.upstream.url(WIDGETS), "0" * 64, 0.0, moved=True, next=3600.0)
+
+        async def tell() -> None:
+            client = await nats.connect(module_nats.urls)
+            await client.publish(FleetNames(fleet.name).news, write(old))
+            await client.drain()
+
+        asyncio.run(tell())
+        wait_until(lambda: verified_at(fleet[holder]) != before, timeout=SOON, message="the holder has an answer")
+        commit = fleet.push()
+        fleet.webhook(other)
+        for name in (holder, other):
+            fleet[name].wait_for_ref(WIDGETS, "refs/heads/main", commit, timeout=SOON)
 
 
 def test_a_restarted_node_is_behind_nobody(lively: NewsFleet) -> None:

@@ -104,10 +104,20 @@ class NewsDesk:
         self._begin(self._look(message, repo, question), f"look upstream for the node {question.node}")
 
     async def _look(self, message: Msg, repo: Repo, question: LookRequest) -> None:
-        """Looks, says once in a while that it does, and then what came of it."""
-        looking = asyncio.create_task(self._looked(repo, question))
+        """Looks, says once in a while that it does, and then what came of it.
+
+        While this node itself waits for another, it says that it cannot answer: that one may wait for whoever asks, and
+        then each of them would wait until the refresh times out.
+        """
+        looking, may_wait = asyncio.create_task(self._looked(repo, question)), True
         try:
             while not looking.done():
+                asked = self._board.waiting.get(repo.id)
+                if asked == question.node or (asked is not None and not may_wait):
+                    await self._say(message, b"")
+                    return
+                # Another is given as long to answer, because most answer at once.
+                may_wait = asked is None
                 await self._say(message, write(LeaseEntry(self._link.node, repo.name)))
                 await asyncio.wait([looking], timeout=SAYS_EVERY)
             await self._say(message, looking.result())
