@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             serve.start()
             serve.cli("add-repo", str(options.repository.resolve()), "--name", NAME, timeout=LONG)
             place = serve.state / "workspaces"
-            wait_until(lambda: list(place.rglob("*.tar")), timeout=LONG, message="the first snapshot")
+            wait_until(lambda: glob(f"{place}/**/*.tar", recursive=True), timeout=LONG, message="the first snapshot")
             rest(serve)
             print(f"one repository: {in_words(storage(serve))}", flush=True)
             measure_guests(serve, places.fast, options.guests, env)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def walk(serve: Serve, upstream: HttpUpstream, directory: Path) -> None:
         if "add-repo" in commands:
             # The page says that the tar may not be there right after this; the walk waits for it.
             path = serve.state / "workspaces"
-            wait_until(lambda path=path: list(path.rglob("*.tar")), message="the first snapshot")  # type: ignore[misc]
+            wait_until(lambda path=path: glob(f"{path}/**/*.tar", recursive=True), message="the first snapshot")  # type: ignore[misc]
     everything = "".join(printed)
     for words in (
         "+An agent was here.\n+And here.\n",

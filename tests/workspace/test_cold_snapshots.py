@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,22 @@ class Lab:
 def lab(tmp_path: Path) -> Lab:
     """Two repositories without snapshots."""
     return Lab(Layout(tmp_path))
+
+
+def test_a_directory_that_a_build_removes_meanwhile_is_passed_over(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was evicted then, on a disk that was short."""
+    packs = lab.add(repo(1), ago=HOUR).place.packs
+    packs.mkdir()
+    scandir = os.scandir
+
+    def remove_first(path: Any = ".") -> Any:
+        if str(path) == str(packs):
+            packs.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", remove_first)
+    assert lab.next() == [("acme/r1", "the snapshot of main")]
+    assert not packs.exists()
 
 
 def test_the_longest_unused_first(lab: Lab) -> None:

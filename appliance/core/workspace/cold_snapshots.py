@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -206,7 +207,9 @@ def _estimate(branch: KeptBranch, kept: KeptSnapshot | None) -> int:
 def _size_below(directory: Path) -> int:
     """The bytes that the files below a directory take on the disk."""
     total = 0
-    for path in directory.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.lstat().st_blocks * 512
+    # Unlike `rglob`, it passes over directories that a build removes meanwhile.
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(f"{parent}/{name}").st_blocks * 512
     return total
