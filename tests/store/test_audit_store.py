@@ -557,7 +557,7 @@ def test_a_file_that_cannot_be_read_is_no_loss(log: AuditLog, path: Path) -> Non
     layout = Layout(path.parent)
     layout.run.mkdir()
     for use in (log.check, log.verify, log.accept_loss, copied(layout).__enter__):
-        with pytest.raises(HeadUnreadable, match=r"cannot be read from .*audit-head: Is a directory"):
+        with pytest.raises(HeadUnreadable, match="cannot be read from audit-head: Is a directory"):
             use()
     fill(log, 1)
     head.rmdir()

@@ -116,7 +116,8 @@ class NewsDesk:
                 if asked == question.node or (asked is not None and not may_wait):
                     await self._say(message, b"")
                     return
-                # Another is given as long to answer, because most answer at once.
+                # To wait for another node than the one that asked need not be a circle, and most answer before the next
+                # pass.
                 may_wait = asked is None
                 await self._say(message, write(LeaseEntry(self._link.node, repo.name)))
                 await asyncio.wait([looking], timeout=SAYS_EVERY)

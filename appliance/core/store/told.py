@@ -49,8 +49,9 @@ class ToldHead:
         try:
             return self._read()
         except OSError as error:
+            # A guest whose push is refused sees this, so it names no directory.
             raise HeadUnreadable(
-                f"the newest reported event of the audit log cannot be read from {self.path}: {error.strerror}",
+                f"the newest reported event of the audit log cannot be read from {self.path.name}: {error.strerror}",
                 hint="pushes are refused until it can be read",
             ) from error
 

@@ -42,7 +42,7 @@ def read_slowly(guest: socket.socket, reads: int, received: list[int]) -> None:
 
 
 def read_at(guest: socket.socket, times: dict[float, int], received: list[int]) -> None:
-    """Reads so many bytes at each of these times, in parts of IDLE from the start, and then all."""
+    """Reads so many bytes at each of these times, as multiples of IDLE from the start, and then all."""
     pause, at = threading.Event(), 0.0
     for time, count in times.items():
         pause.wait((time - at) * IDLE)
@@ -83,7 +83,7 @@ def test_a_guest_that_reads_slowly_gets_all(tmp_path: Path, by_file: bool) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("by_file", [False, True], ids=["bytes", "file"])
 def test_a_guest_that_reads_much_and_then_little_gets_all(tmp_path: Path, by_file: bool) -> None:
-    """It was cut off unless it read just before it had read nothing for `idle` seconds."""
+    """It was cut off, because only what it read in a tenth of `idle` counted."""
     received: list[int] = []
     with connection() as (ours, guest):
         times = {0.1: 3 * 2**19, 0.6: 32768, 1.4: 32768, 2.1: 32768}
