@@ -44,6 +44,8 @@ MOST_FLOORS = 8
 """Folders of core that stand on each other; the modules outside a folder are one floor."""
 MOST_FLAT = 9
 MOST_LINES = 350
+MOST_LINES_TO_COMPOSE = 100
+MOST_LAMBDAS = 5
 
 MOST_SECONDS = 120
 """For hangs alone."""
@@ -247,6 +249,14 @@ def test_modules_are_few_and_short() -> None:
     assert len(flat) <= MOST_FLAT, flat
     lengths = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
     assert not {name: lines for name, lines in lengths.items() if lines > MOST_LINES}
+
+
+def test_the_assembly_of_serve_can_be_read_at_once() -> None:
+    """A room that has several parts builds them itself; few parts refer to one that is built after them."""
+    tree = parsed(FILES["appliance.core.daemon.compose"])
+    [compose] = [node for node in tree.body if isinstance(node, ast.AsyncFunctionDef) and node.name == "compose"]
+    assert compose.end_lineno is not None and compose.end_lineno - compose.lineno + 1 < MOST_LINES_TO_COMPOSE
+    assert sum(isinstance(node, ast.Lambda) for node in ast.walk(compose)) <= MOST_LAMBDAS
 
 
 def test_a_name_means_one_thing() -> None:

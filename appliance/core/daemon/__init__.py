@@ -6,6 +6,7 @@
 - `service`: starts, reloads and stops. `systemd`: inherited sockets, readiness and the watchdog.
 - `registry_follower`: applies the registry to the scheduler and the access gate. `status`: what `status` reports.
 - `on_demand`: brings what guests ask for and `[[allow]]` allows. `allowed_repos`: registers and ends it.
+- `registering`: builds all that adds and removes repositories, here, in a fleet and on demand.
 - `budget`: what goes when the disk is short, `allowed_mirrors` among it. `storage`: what fills it, for `status`.
 - `mirror_files`: deletes what belongs to a repository. `reshaping`: builds workspaces anew after a reload.
 - `operations`: what the API asks `serve` to do. `api_socket`: the control socket, which carries the API for operators.

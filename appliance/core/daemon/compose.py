@@ -19,13 +19,11 @@ from appliance.core.daemon.api_socket import api_handler
 from appliance.core.daemon.budget import compose_budget
 from appliance.core.daemon.fleet import Fleet, compose_fleet, compose_fleet_parts
 from appliance.core.daemon.fleet_bringing import compose_bringing
-from appliance.core.daemon.fleet_repos import LocalRepos
 from appliance.core.daemon.guest_registry import GuestRegistry
-from appliance.core.daemon.mirror_files import MirrorFiles
 from appliance.core.daemon.on_demand import OnDemand
 from appliance.core.daemon.operations import Operations
+from appliance.core.daemon.registering import compose_registering
 from appliance.core.daemon.registry_follower import RegistryFollower
-from appliance.core.daemon.shared_registry import SharedRegistry
 from appliance.core.daemon.state import ADMIN, ServeState
 from appliance.core.daemon.status import Status
 from appliance.core.daemon.storage import StorageReport
@@ -60,7 +58,7 @@ from appliance.core.serving.ports.lfs_routes import LfsRoutes
 from appliance.core.serving.ports.tar_codings import TarCodings
 from appliance.core.serving.push.attachments import HttpAttachments
 from appliance.core.store.stores import Stores
-from appliance.core.workspace.compose import compose_workspaces
+from appliance.core.workspace.compose import Workspaces, compose_workspaces
 from appliance.core.workspace.disk.disks import Disks
 from appliance.core.workspace.guest_kit import GuestKit
 from appliance.core.workspace.gzipped import GzippedTars
@@ -153,14 +151,11 @@ async def compose(
     kit = GuestKit(state.public_url, state.is_public, repos, gate, workspaces.usual_history, state.workspace)
     freshness = Freshness(scheduler, workspaces, mirrors, state.stale_after, brought.bringing)
     codings = TarCodings(GzippedTars(children))
-    follower = RegistryFollower(state, stores, mirrors, scheduler, gate, bus.publish)
-    files = MirrorFiles(mirrors, workspaces, disks, recording.attachments, lfs)
-    local = LocalRepos(state, stores, follower, files, recording.found)
-    shared = SharedRegistry(local, fleet_parts.link)
-    allowed = AllowedRepos(state, stores.allowed, mirrors, follower, recording, files, bus.publish, begin)
-    on_demand = OnDemand(
-        allowed, scheduler, mirrors.git, refreshing.refresher.current_keyring, layout.home, state.concurrency
-    )  # fmt: skip
+    registering = compose_registering(
+        fleet_parts, state, stores, mirrors, gate, refreshing, recording, spaces, bus.publish, begin
+    )
+    follower, shared = registering.follower, registering.shared
+    allowed, on_demand = registering.allowed, registering.on_demand
     routes = GuestRoutes(
         workspaces, fetching.refs, freshness, health, kit.render, bus.publish, codings, gate, fetching.engine.transfers
     )  # fmt: skip
@@ -168,21 +163,11 @@ async def compose(
         state.webhook_secret_file, state.refresh_token_file, refreshing.announcements, repos, health, gate,
         observing.metrics, observing.push_watch,
     )  # fmt: skip
-    attachments = HttpAttachments(recording.attachments, LARGEST)
-    running = fetching.engine.transfers
-    lfs_routes = LfsRoutes(lfs, fetching.engine.budget, state.public_url, state.is_public, running)
+    lfs_routes = LfsRoutes(lfs, fetching.engine.budget, state.public_url, state.is_public, fetching.engine.transfers)
     ports = compose_ports(
-        mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes, attachments, lfs_routes,
-        on_demand,
+        mirrors, config.serve, children, daemon, recording.pushes, fetching, gate, routes,
+        HttpAttachments(recording.attachments, LARGEST), lfs_routes, on_demand,
     )  # fmt: skip
-    scrub = Scrub(
-        {
-            "cached responses": fetching.cache.check_next,
-            "snapshots": workspaces.check_next,
-            "disks": disks.check_next,
-            "LFS objects": lfs.stock.check_next,
-        }
-    )
 
     backups = Backups(mirrors, state.backup)
     examiner = compose_examiner(mirrors, stores, refreshing.refresher.bring, state.backup)
@@ -190,6 +175,7 @@ async def compose(
     sockets = GuestSockets(ports.acceptors, stores.guests.note_sockets, state.guests, keeper)
     registry = GuestRegistry(stores.guests, guests, sockets, ports.guests)
     budget = compose_budget(state, stores, health, fetching.cache, spaces, allowed)
+    scrub = _scrub(fetching, spaces)
     observing.metrics.add_by_kind(budget.by_kind)
     observing.metrics.add_by_kind(fleet_parts.report.by_kind)
     storage = StorageReport(state, budget, fetching.cache, stores.sessions)
@@ -218,3 +204,15 @@ async def compose(
         budget, observing, fetching, daemon, read_tokens, api_tokens, ports, follower, backups, integrity, status,
         operations, api, admin_port, allowed, on_demand, fleet,
     )  # fmt: skip
+
+
+def _scrub(fetching: Fetching, spaces: Workspaces) -> Scrub:
+    """What checks the files that are sent to guests without being read."""
+    return Scrub(
+        {
+            "cached responses": fetching.cache.check_next,
+            "snapshots": spaces.snapshots.check_next,
+            "disks": spaces.disks.check_next,
+            "LFS objects": spaces.lfs.stock.check_next,
+        }
+    )
