@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from appliance.core.layout import Layout
+from appliance.core.process.disk import size_below
 from appliance.core.units import rfc3339
 
 MOST_KEPT = 2
@@ -69,7 +70,7 @@ def prune(layout: Layout, spared: Path | None = None) -> list[Path]:
     for path in newest_first:
         name = str(path.relative_to(layout.evidence)).rpartition(".")[0]
         kept[name] = kept.get(name, 0) + 1
-        room -= _size(path)
+        room -= size_below(path)
         if path != spared and (kept[name] > MOST_KEPT or room < 0):
             shutil.rmtree(path, ignore_errors=True)
             gone.append(path)
@@ -86,13 +87,3 @@ def _room(state: Path) -> float:
     except OSError:
         return 0.0
     return SHARE * free
-
-
-def _size(path: Path) -> int:
-    """The bytes that a directory takes on disk."""
-    total = 0
-    for directory, _, files in os.walk(path):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(f"{directory}/{name}").st_blocks * 512
-    return total

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from appliance.core.layout import Layout
 from appliance.core.names import is_repo_name
+from appliance.core.process.disk import size_below, size_on_disk
 
 MIRRORS, ANSWERS, WORKSPACES, DISKS = "mirrors", "answers", "workspaces", "disks"
 LFS, RECORDINGS, DATABASE = "lfs", "recordings", "database"
@@ -110,7 +111,7 @@ class UsageMeter:
         if known is not None and known.seen == seen and self._clock() - known.at < WALK_AGAIN:
             return known.bytes
         # The times are from before the walk, so that the next walk sees a change during this one.
-        walked = _Walked(seen, self._clock(), size_below(directory, pace))
+        walked = _Walked(seen, self._clock(), size_below(directory, pace.rest if pace else None))
         self._walked[directory] = walked
         return walked.bytes
 
@@ -151,21 +152,3 @@ def _times(path: str, depth: int) -> Iterator[int]:
     if depth:
         for entry in _directories(path):
             yield from _times(entry.path, depth - 1)
-
-
-def size_below(directory: Path, pace: _Pace | None = None) -> int:
-    """The bytes of all files below a directory, without those that this user may not read."""
-    total = 0
-    for parent, _, names in os.walk(directory):
-        total += sum(size_on_disk(f"{parent}/{name}") for name in names)
-        if pace:
-            pace.rest()
-    return total
-
-
-def size_on_disk(path: Path | str) -> int:
-    """The bytes that a file takes on the disk, or 0 if it is gone."""
-    try:
-        return os.lstat(path).st_blocks * 512
-    except OSError:
-        return 0

@@ -7,7 +7,7 @@
   an owner that was killed.
 - `left_behind`: a process that stays whoever called, once the command has become the owner of the state directory.
 - `control_socket`: how other processes connect to the owner. What they say there is `core/api`.
-- `disk`: how many bytes and inodes are free, and the warning when that is too little.
+- `disk`: how many bytes and inodes are free, the warning when that is too little, and what files take.
 - `cold`: what may be removed when the disk is short, and which files are being sent just now.
 - `checked_file`: checks that a file that is written once and sent many times has not changed.
 - `pager`: shows output a screen at a time.

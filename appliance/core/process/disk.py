@@ -1,10 +1,11 @@
-"""How much space a file system has, in bytes and in files, and when that is too little to write anything."""
+"""How much space a file system has, in bytes and in files, when that is too little to write anything, and what files
+take of it."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,3 +82,24 @@ def space_of(path: Path) -> Space | None:
     except OSError:
         return None
     return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+
+def size_below(directory: Path, rest: Callable[[], None] | None = None) -> int:
+    """Returns the bytes that all files below a directory take on the disk. `rest` is called after each directory.
+
+    Passes over what is removed meanwhile (which `Path.rglob` does not), and what this user may not read.
+    """
+    total = 0
+    for parent, _, names in os.walk(directory):
+        total += sum(size_on_disk(f"{parent}/{name}") for name in names)
+        if rest:
+            rest()
+    return total
+
+
+def size_on_disk(path: Path | str) -> int:
+    """Returns the bytes that a file takes on the disk, or 0 if it is gone."""
+    try:
+        return os.lstat(path).st_blocks * 512
+    except OSError:
+        return 0

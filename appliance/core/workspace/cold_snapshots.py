@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from appliance.core.layout import Layout
 from appliance.core.models import Repo
 from appliance.core.names import is_repo_name
 from appliance.core.process.cold import ColdThing, enough, is_open, open_files
+from appliance.core.process.disk import size_below
 from appliance.core.text import escape
 from appliance.core.workspace.snapshot_registry import (
     GONE,
@@ -184,7 +184,7 @@ def _finish(workspaces: Path) -> None:
 def _discard(directories: Iterable[Path]) -> int:
     size = 0
     for directory in directories:
-        size += _size_below(directory)
+        size += size_below(directory)
         shutil.rmtree(directory, ignore_errors=True)
     return size
 
@@ -195,21 +195,10 @@ def _estimate(branch: KeptBranch, kept: KeptSnapshot | None) -> int:
     A working tree has many files, so it is taken for what the largest tar has beside packs.
     """
     if kept is not None:
-        return _size_below(kept.place.directory)
+        return size_below(kept.place.directory)
     total = tree = 0
     for each in list(branch.kept.values()):
-        total += _size_below(each.place.directory)
+        total += size_below(each.place.directory)
         if each.current is not None:
-            tree = max(tree, each.current.size - _size_below(each.place.packs))
+            tree = max(tree, each.current.size - size_below(each.place.packs))
     return total + tree
-
-
-def _size_below(directory: Path) -> int:
-    """The bytes that the files below a directory take on the disk."""
-    total = 0
-    # Unlike `rglob`, it passes over directories that a build removes meanwhile.
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(f"{parent}/{name}").st_blocks * 512
-    return total

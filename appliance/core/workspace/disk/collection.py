@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.core.names import is_repo_name
+from appliance.core.process.disk import size_below, size_on_disk
 from appliance.core.workspace.disk.images import BEGUN, GONE, SCRATCH, DiskImage, DiskPlace, ImageKey
 
 MOST_SPARE = 16
@@ -68,8 +68,10 @@ class Removal:
 
 def take_stock(name: str, place: DiskPlace, leased: Collection[Key]) -> Stock:
     """Reads from the file system what a repository has. Raises OSError."""
-    sizes = {number: _size_below(place.generation(number)) for number in place.generations()}
-    images = {image: _size(place.tree(image)) + _size(place.description(image)) for image in place.images()}
+    sizes = {number: size_below(place.generation(number)) for number in place.generations()}
+    images = {
+        image: size_on_disk(place.tree(image)) + size_on_disk(place.description(image)) for image in place.images()
+    }
     return Stock(name, sizes, images, leased)
 
 
@@ -197,14 +199,3 @@ def is_whole(place: DiskPlace, image: DiskImage) -> bool:
             data is None or data.stat().st_size >= image.data_size
         )
     return False
-
-
-def _size_below(directory: Path) -> int:
-    return sum(_size(Path(parent, name)) for parent, _, names in os.walk(directory) for name in names)
-
-
-def _size(path: Path) -> int:
-    """The bytes that a file takes on the disk, or 0 if it is gone."""
-    with contextlib.suppress(OSError):
-        return path.lstat().st_blocks * 512
-    return 0
