@@ -207,7 +207,7 @@ async def compose(
 
 
 def _scrub(fetching: Fetching, spaces: Workspaces) -> Scrub:
-    """What checks the files that are sent to guests without being read."""
+    """Builds what checks the files that the kernel sends to guests, and that nothing else here reads."""
     return Scrub(
         {
             "cached responses": fetching.cache.check_next,

@@ -24,7 +24,7 @@ from appliance.core.workspace.compose import Workspaces
 
 @dataclass(frozen=True)
 class Registering:
-    """The ways in which a repository comes and goes."""
+    """The parts, for the code that starts, commands and wires them."""
 
     follower: RegistryFollower
     shared: SharedRegistry
@@ -44,7 +44,7 @@ def compose_registering(
     publish: Publish,
     begin: Begin,
 ) -> Registering:
-    """Builds them. `gate` and `spaces` may refer to what is returned, but not use it before."""
+    """Builds the parts. `gate` and `spaces` call some of them, so neither may be used before this returns."""
     scheduler = refreshing.scheduler
     follower = RegistryFollower(state, stores, mirrors, scheduler, gate, publish)
     files = MirrorFiles(mirrors, spaces.snapshots, spaces.disks, recording.attachments, spaces.lfs)

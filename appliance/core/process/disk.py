@@ -1,5 +1,4 @@
-"""How much space a file system has, in bytes and in files, when that is too little to write anything, and what files
-take of it."""
+"""Space on a disk: how much is free, in bytes and in files, when that is too little to write, and what files take."""
 
 from __future__ import annotations
 
